@@ -1,0 +1,100 @@
+//! What an AM tells the pool master twice a second: what is so on its host, for decisions and for the user's eyes.
+//! Reports are volatile: the pool master keeps the last one of each AM in memory and nothing on disk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::authority::Power;
+use crate::ids::{DiskId, Generation, HostId, VmId};
+
+/// The guest as its AM sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestState {
+    /// No guest here.
+    Absent,
+    /// QEMU is being started under the record `since`.
+    Starting { since: Generation },
+    Running { since: Generation },
+    /// Stopped for want of a lease.
+    Paused { since: Generation },
+    /// It ran under `since` and has ended; all replicas were flushed if `clean`.
+    Ended { since: Generation, cause: EndCause, clean: bool },
+}
+
+/// Why a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndCause {
+    /// The guest powered itself off, by itself or because it was asked to.
+    GuestShutdown,
+    /// `ev pvm-force-off`, or a forced reboot.
+    Forced,
+    /// QEMU died or was killed; the text says what is known.
+    Crashed(String),
+    /// QEMU could not be started; the text says why.
+    StartFailed(String),
+    /// The lease ran out and the grace time after it too.
+    LeaseLost,
+}
+
+/// State of one replica, as seen from the AM that reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaState {
+    /// Holds every acknowledged write.
+    Online,
+    /// Is being written by a copy and can't be used until that ends.
+    Copying,
+    /// Reads or writes on it failed.
+    Failed,
+    /// Its host can't be reached, or nothing is known of it.
+    Unreachable,
+    /// Reachable, lagging behind, and waiting for a copy.
+    Stale,
+}
+
+/// Progress of a delta or full copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    pub full: bool,
+    /// Bytes to look at in all, and looked at so far.
+    pub total_bytes: u64,
+    pub done_bytes: u64,
+    /// Bytes that differed and crossed the wire.
+    pub moved_bytes: u64,
+    /// Whole seconds left at the present rate, when one can be told.
+    pub left_s: Option<u64>,
+}
+
+/// One disk in a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    pub disk: DiskId,
+    pub local: ReplicaState,
+    /// The partner's replica; `None` where there is to be only one.
+    pub partner: Option<ReplicaState>,
+    /// The copy under way, or the last one since this AM started (then `done_bytes == total_bytes`).
+    pub copy: Option<CopyProgress>,
+    /// Counters since this AM started.
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    /// Why the disk is not fully healthy, in words, if it isn't.
+    pub trouble: Option<String>,
+}
+
+/// A report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmReport {
+    pub vm: VmId,
+    pub host: HostId,
+    /// Generation of the newest record that this AM has acted on.
+    pub generation: Generation,
+    /// `Power` as this AM has carried it out.
+    pub power: Power,
+    pub guest: GuestState,
+    pub disks: Vec<DiskReport>,
+    /// Accelerator of the running guest: `kvm` or `tcg`.
+    pub accelerator: Option<String>,
+    /// What a person should know and can act on.
+    pub troubles: Vec<String>,
+}
