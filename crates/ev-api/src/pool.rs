@@ -1,0 +1,157 @@
+//! The pool as a whole: creation, joining, consensus group, networks.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::event::AlertView;
+
+/// `POST /v1/pool`, local socket only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCreate {
+    pub name: String,
+}
+
+/// Answer to [`PoolCreate`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCreated {
+    pub uuid: Uuid,
+    pub name: String,
+    /// API address of the first host.
+    pub address: SocketAddr,
+    /// The administrator's token: shown once, kept only as a hash.
+    pub token: String,
+    /// Certificate of the pool's authority, PEM.
+    pub authority_certificate: String,
+}
+
+/// `GET /v1/pool`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    pub uuid: Uuid,
+    pub name: String,
+    /// Name of the host that is pool master.
+    pub master: Option<String>,
+    /// The consensus group.
+    pub members: Vec<MemberView>,
+    pub networks: Vec<NetworkView>,
+    pub vms: usize,
+    /// In words: which failures the pool survives without a person.
+    pub survives: String,
+    /// What is wrong now.
+    pub alerts: Vec<AlertView>,
+    /// Certificate of the pool's authority, PEM.
+    pub authority_certificate: String,
+}
+
+/// Kind of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberKind {
+    Host,
+    QuorumServer,
+}
+
+/// One member of the consensus group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    pub id: u64,
+    pub name: String,
+    pub kind: MemberKind,
+    pub address: SocketAddr,
+    /// Whether it votes; else it only learns.
+    pub votes: bool,
+    pub master: bool,
+    /// Whether the master hears from it.
+    pub reachable: bool,
+}
+
+/// `POST /v1/pool/join`, local socket only: this host joins the pool that issued the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinPool {
+    pub token: String,
+    /// Join although the processors differ in a way that only limits the processor models.
+    #[serde(default)]
+    pub accept_cpu_difference: bool,
+}
+
+/// Answer to [`JoinPool`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedPool {
+    pub pool: String,
+    pub uuid: Uuid,
+    pub host: String,
+    pub id: u64,
+    /// What the user should know, such as processor features that will not be used.
+    pub warnings: Vec<String>,
+}
+
+/// `POST /v1/tokens/host`: a one-time token for a joining host; `POST /v1/tokens/quorum` for a quorum server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenRequest {
+    /// How long the token can be used.
+    pub valid_s: u64,
+}
+
+/// Answer to [`JoinTokenRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    pub token: String,
+    pub expires: jiff::Timestamp,
+}
+
+/// `POST /v1/tokens`: a further administrator's token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCreate {
+    pub name: String,
+}
+
+/// Answer to [`TokenCreate`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenCreated {
+    pub name: String,
+    pub token: String,
+}
+
+/// `GET /v1/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    pub name: String,
+    pub created: jiff::Timestamp,
+}
+
+/// `POST /v1/quorum-servers`: takes in a quorum server that waits to be taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumAdd {
+    pub name: String,
+    /// Its peer address.
+    pub address: SocketAddr,
+    /// The one-time code that the quorum server shows.
+    pub code: String,
+}
+
+/// `POST /v1/networks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkAdd {
+    pub name: String,
+    /// Name of the Linux bridge on every host; derived from the name if absent.
+    #[serde(default)]
+    pub bridge: Option<String>,
+}
+
+/// `GET /v1/networks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    pub uuid: Uuid,
+    pub name: String,
+    pub bridge: String,
+}
+
+/// An address of a host, with the network that it is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressView {
+    /// `management`, `private1`, …
+    pub network: String,
+    pub address: IpAddr,
+}

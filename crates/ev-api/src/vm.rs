@@ -1,0 +1,223 @@
+//! VMs, their protection, their disks.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::library::LibraryView;
+
+/// Where a new VM boots from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "from")]
+pub enum BootSpec {
+    Disk,
+    Iso { iso: LibraryView },
+    Kernel { kernel: LibraryView, initrd: Option<LibraryView>, command_line: String },
+}
+
+/// One disk of a new VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// A multiple of 512. With an image: at least the image's size.
+    pub size_bytes: u64,
+    /// A converted image on the home host that becomes this disk.
+    #[serde(default)]
+    pub image: Option<Uuid>,
+}
+
+/// One NIC of a new VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicSpec {
+    /// Name of the pool network.
+    pub network: String,
+    /// Drawn if absent.
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+/// `POST /v1/vms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmCreate {
+    pub name: String,
+    pub vcpus: u16,
+    pub memory_mib: u32,
+    pub uefi: bool,
+    pub boot: BootSpec,
+    pub disks: Vec<DiskSpec>,
+    pub nics: Vec<NicSpec>,
+    /// The home host; chosen by the pool if absent.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Lower starts earlier.
+    #[serde(default)]
+    pub start_order: u32,
+    /// Start the guest at once.
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// `PUT /v1/vms/{vm}/protection`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protect {
+    /// 0, 1 or 2.
+    pub level: u8,
+    /// The other host; chosen by the pool if absent.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+/// `GET /v1/vms/{vm}/candidacy`: one line for each level.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidacyView {
+    pub level: u8,
+    pub candidate: bool,
+    /// Why not, or what to know.
+    pub reasons: Vec<String>,
+}
+
+/// `PUT /v1/vms/{vm}/desired`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredChange {
+    pub desired: DesiredState,
+}
+
+/// What a user wants of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DesiredState {
+    Running,
+    Shutdown,
+    ForceOff,
+    Reboot,
+    ForceReboot,
+}
+
+/// What a guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerState {
+    Off,
+    Starting,
+    Running,
+    Paused,
+    Stopping,
+    /// It is to run and nothing is heard of it.
+    Unknown,
+}
+
+/// How well a VM is as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// As protected as its level says.
+    Good,
+    /// Served, but a further failure may stop it.
+    Degraded,
+    /// Not served although it should be.
+    Down,
+}
+
+/// `GET /v1/vms`, `GET /v1/vms/{vm}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    pub uuid: Uuid,
+    pub name: String,
+    pub number: u16,
+    pub level: u8,
+    pub power: PowerState,
+    pub desired: DesiredState,
+    pub health: Health,
+    /// Names of hosts.
+    pub active: Option<String>,
+    pub standby: Option<String>,
+    pub hosts: Vec<String>,
+    /// Of the authority record.
+    pub generation: u64,
+    pub vcpus: u16,
+    pub memory_mib: u32,
+    pub firmware: String,
+    pub machine: String,
+    pub cpu_model: String,
+    pub boot: BootSpec,
+    /// `kvm`, `tcg`, or unknown.
+    pub accelerator: Option<String>,
+    pub disks: Vec<DiskView>,
+    pub nics: Vec<NicView>,
+    pub start_order: u32,
+    /// What a person should know and can act on.
+    pub troubles: Vec<String>,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicView {
+    pub mac: String,
+    pub network: String,
+    pub bridge: String,
+}
+
+/// State of one replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaView {
+    Online,
+    Copying,
+    Failed,
+    Unreachable,
+    Stale,
+}
+
+/// One replica of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReplica {
+    pub host: String,
+    pub state: ReplicaView,
+    /// Whether the record counts it as holding every acknowledged write.
+    pub good: bool,
+}
+
+/// A copy under way, or the last one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// Full mirror copy; else delta copy.
+    pub full: bool,
+    pub running: bool,
+    pub total_bytes: u64,
+    pub done_bytes: u64,
+    pub moved_bytes: u64,
+    pub left_s: Option<u64>,
+}
+
+/// One disk: part of [`VmView`], and `GET /v1/disks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    pub uuid: Uuid,
+    pub vm: String,
+    /// Place on the guest's bus, from 0.
+    pub index: usize,
+    pub size_bytes: u64,
+    pub replicas: Vec<DiskReplica>,
+    /// Whether as many replicas are good as the level asks for.
+    pub in_sync: bool,
+    pub copy: Option<CopyView>,
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub trouble: Option<String>,
+}
+
+/// `POST /v1/vms/{vm}/verify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verify {
+    pub repair: bool,
+}
+
+/// `DELETE /v1/vms/{vm}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmDelete {}
+
+/// Answer of calls that only do or don't.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// What the user should know.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
