@@ -1,0 +1,235 @@
+//! Finds the pool master among the members and asks it, so that neither a lost member nor a change of master costs
+//! more than a moment: the last known master is asked first, all the others side by side soon after.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ev_core::ids::MemberId;
+use ev_core::time::Instant;
+use ev_wire::peer::{PeerRequest, PeerResponse};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant as TokioInstant, sleep_until};
+
+use crate::clock;
+
+/// How long the last known master is waited for before the other members are asked as well.
+const HEDGE_AFTER: Duration = Duration::from_millis(100);
+/// Pause before all members are asked anew when none of them was the master.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait for one member's answer.
+const CALL_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// One member that can be asked.
+pub trait Member {
+    /// Asks and waits up to `timeout`; `None`: no answer (unreachable, refused, too late).
+    fn ask(&self, request: &PeerRequest, timeout: Duration) -> impl Future<Output = Option<PeerResponse>>;
+}
+
+/// An answer of the pool master.
+#[derive(Debug)]
+pub struct Answer {
+    /// When the question was put: what a lease counts from.
+    pub asked_at: Instant,
+    pub master: MemberId,
+    pub response: PeerResponse,
+}
+
+/// Remembers who was the master.
+#[derive(Debug, Default)]
+pub struct Finder {
+    master: Option<MemberId>,
+}
+
+impl Finder {
+    /// Asks until the pool master answers or `limit` is over; `None`: no master answered in time.
+    ///
+    /// The request may reach several members and the master more than once; that does no harm, because reports are
+    /// readings and proposals are conditional on the generation that they saw.
+    pub async fn ask<M: Member>(
+        &mut self,
+        members: &[(MemberId, M)],
+        request: &PeerRequest,
+        limit: Duration,
+    ) -> Option<Answer> {
+        let deadline = TokioInstant::now() + limit;
+        loop {
+            let first = self.master.filter(|master| members.iter().any(|(id, _)| id == master));
+            let round_end = deadline.min(TokioInstant::now() + CALL_TIMEOUT);
+            if let Some(answer) = round(members, first, request, round_end).await {
+                self.master = Some(answer.master);
+                return Some(answer);
+            }
+            self.master = None;
+            let pause = TokioInstant::now() + ROUND_PAUSE;
+            if pause >= deadline {
+                return None;
+            }
+            sleep_until(pause).await;
+        }
+    }
+}
+
+/// Asks `first`, and after a moment (or at once when it is no use) all others; follows what non-masters say.
+async fn round<M: Member>(
+    members: &[(MemberId, M)],
+    first: Option<MemberId>,
+    request: &PeerRequest,
+    end: TokioInstant,
+) -> Option<Answer> {
+    let mut asked = BTreeSet::new();
+    let mut waiting = FuturesUnordered::new();
+    let ask = |id: MemberId, member| async move {
+        let asked_at = clock::now();
+        let response = M::ask(member, request, CALL_TIMEOUT).await;
+        (id, asked_at, response)
+    };
+    let mut hedge = Some(TokioInstant::now());
+    if let Some((id, member)) = members.iter().find(|(id, _)| Some(*id) == first) {
+        asked.insert(*id);
+        waiting.push(ask(*id, member));
+        hedge = Some(TokioInstant::now() + HEDGE_AFTER);
+    }
+    loop {
+        tokio::select! {
+            biased;
+            Some((id, asked_at, response)) = waiting.next() => match response {
+                Some(PeerResponse::NotMaster { master }) => {
+                    hedge = hedge.map(|_| TokioInstant::now());
+                    // Whoever knows better may name a member that answered "not me" a moment ago: it is not asked
+                    // twice in one round, the next round comes soon.
+                    if let Some((id, member)) = members.iter().find(|(id, _)| Some(*id) == master)
+                        && asked.insert(*id)
+                    {
+                        waiting.push(ask(*id, member));
+                    }
+                }
+                None | Some(PeerResponse::Failed(_)) => hedge = hedge.map(|_| TokioInstant::now()),
+                Some(response) => return Some(Answer { asked_at, master: id, response }),
+            },
+            () = sleep_until(hedge.unwrap_or(end)), if hedge.is_some() => {
+                hedge = None;
+                for (id, member) in members {
+                    if asked.insert(*id) {
+                        waiting.push(ask(*id, member));
+                    }
+                }
+            }
+            () = sleep_until(end) => return None,
+        }
+        if hedge.is_none() && waiting.is_empty() {
+            return None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    /// What a simulated member does with a question.
+    #[derive(Clone, Copy)]
+    enum Does {
+        /// It is the master.
+        Leads,
+        /// It names another member, or none.
+        Follows(Option<u64>),
+        /// It takes the question and never answers.
+        Silent,
+        /// It can't be reached, which is known at once.
+        Refuses,
+    }
+
+    struct Simulated {
+        does: Cell<Does>,
+        asked: RefCell<u32>,
+    }
+
+    impl Member for Simulated {
+        async fn ask(&self, _request: &PeerRequest, timeout: Duration) -> Option<PeerResponse> {
+            *self.asked.borrow_mut() += 1;
+            match self.does.get() {
+                Does::Leads => Some(PeerResponse::LibraryPart(None)),
+                Does::Follows(master) => Some(PeerResponse::NotMaster { master: master.map(MemberId) }),
+                Does::Refuses => None,
+                Does::Silent => {
+                    tokio::time::sleep(timeout).await;
+                    None
+                }
+            }
+        }
+    }
+
+    fn members(does: &[Does]) -> Vec<(MemberId, Simulated)> {
+        let member = |(place, does): (usize, &Does)| {
+            let id = MemberId(u64::try_from(place).unwrap() + 1);
+            (id, Simulated { does: Cell::new(*does), asked: RefCell::new(0) })
+        };
+        does.iter().enumerate().map(member).collect()
+    }
+
+    const REQUEST: PeerRequest = PeerRequest::LibraryRead { blake3: String::new(), offset: 0 };
+
+    async fn ask(finder: &mut Finder, members: &[(MemberId, Simulated)]) -> (Option<u64>, Duration) {
+        let start = TokioInstant::now();
+        let answer = finder.ask(members, &REQUEST, Duration::from_secs(2)).await;
+        (answer.map(|answer| answer.master.0), start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_master_is_found_at_once_past_a_silent_member() {
+        let members = members(&[Does::Silent, Does::Follows(None), Does::Leads]);
+        let (master, took) = ask(&mut Finder::default(), &members).await;
+        assert_eq!(master, Some(3));
+        assert!(took < Duration::from_millis(5), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_known_master_alone_is_asked() {
+        let members = members(&[Does::Leads, Does::Follows(Some(1))]);
+        let mut finder = Finder { master: Some(MemberId(1)) };
+        assert_eq!(ask(&mut finder, &members).await.0, Some(1));
+        assert_eq!(*members[1].1.asked.borrow(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_that_fell_silent_costs_the_hedge_and_no_more() {
+        let members = members(&[Does::Silent, Does::Leads, Does::Follows(Some(2))]);
+        let mut finder = Finder { master: Some(MemberId(1)) };
+        let (master, took) = ask(&mut finder, &members).await;
+        assert_eq!(master, Some(2));
+        assert!(took <= Duration::from_millis(150), "{took:?}");
+        assert_eq!(finder.master, Some(MemberId(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deposed_master_names_the_new_one() {
+        let members = members(&[Does::Follows(Some(3)), Does::Silent, Does::Leads]);
+        let mut finder = Finder { master: Some(MemberId(1)) };
+        let (master, took) = ask(&mut finder, &members).await;
+        assert_eq!(master, Some(3));
+        assert!(took < Duration::from_millis(5), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_election_is_waited_for_by_asking_again() {
+        let members = members(&[Does::Refuses, Does::Follows(Some(1)), Does::Follows(None)]);
+        let mut finder = Finder { master: Some(MemberId(1)) };
+        let elected = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            members[1].1.does.set(Does::Leads);
+        };
+        let ((master, took), ()) = tokio::join!(ask(&mut finder, &members), elected);
+        assert_eq!(master, Some(2));
+        assert!(took < Duration::from_millis(400), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_master_it_ends_at_the_limit() {
+        let members = members(&[Does::Silent, Does::Refuses]);
+        let (master, took) = ask(&mut Finder::default(), &members).await;
+        assert_eq!(master, None);
+        assert!(took <= Duration::from_millis(2_100), "{took:?}");
+    }
+}
