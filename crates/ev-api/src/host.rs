@@ -1,5 +1,7 @@
 //! Hosts as users see them.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::pool::AddressView;
@@ -24,6 +26,7 @@ pub struct HostView {
     pub state: HostState,
     pub master: bool,
     pub votes: bool,
+    pub api_address: SocketAddr,
     pub addresses: Vec<AddressView>,
     /// Processor, as its maker calls it.
     pub cpu: String,

@@ -10,6 +10,7 @@ pub mod library;
 pub mod pool;
 pub mod tls;
 pub mod token;
+pub mod upload;
 pub mod vm;
 
 pub use error::{ApiError, ErrorCode};

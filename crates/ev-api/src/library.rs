@@ -38,3 +38,9 @@ pub struct ImageView {
     #[serde(flatten)]
     pub state: ImageState,
 }
+
+/// `GET /v1/images/home?host=…`: the host that a new VM's images are to be sent to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHome {
+    pub host: String,
+}

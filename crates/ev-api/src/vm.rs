@@ -210,9 +210,12 @@ pub struct Verify {
     pub repair: bool,
 }
 
-/// `DELETE /v1/vms/{vm}`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmDelete {}
+/// Answer to [`Verify`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// What the active host said.
+    pub message: String,
+}
 
 /// Answer of calls that only do or don't.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

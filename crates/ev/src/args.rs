@@ -1,0 +1,355 @@
+//! The command line as clap reads it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Keeps virtual machines running when a disk, a network path or a whole host fails.
+#[derive(Debug, Parser)]
+#[command(name = "ev", version, after_help = crate::exit::HELP, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print tables for people or JSON for programs
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// API address of any host of the pool, instead of the local evd
+    #[arg(long, global = true, value_name = "ADDRESS[:PORT]", env = "EV_POOL")]
+    pub pool: Option<String>,
+    /// Administrator's token, with --pool
+    #[arg(long, global = true, value_name = "TOKEN", env = "EV_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Socket of the local evd
+    #[arg(long, global = true, value_name = "PATH", env = "EV_SOCKET", default_value = "/run/evenkeel/evd.sock")]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a pool with this host as its first member
+    #[command(
+        after_help = "Example:\n  ev pool-create office\n\nPrints the administrator's token once. Run on the first host."
+    )]
+    PoolCreate {
+        /// Name of the pool
+        name: String,
+    },
+    /// Show the pool: members, master, what it survives, alerts
+    PoolShow,
+    /// Remember a pool on this machine, for use without a local evd
+    #[command(after_help = "Example:\n  ev login 10.0.0.1 --token EKA1-…")]
+    Login {
+        /// API address of any host of the pool
+        #[arg(value_name = "ADDRESS[:PORT]")]
+        address: String,
+    },
+    /// Make a further administrator's token
+    TokenCreate {
+        /// What to call it, to revoke it later
+        name: String,
+    },
+    /// List administrators' tokens
+    TokenList,
+    /// Revoke an administrator's token
+    TokenDelete { name: String },
+
+    /// Make a one-time token with which a host can join
+    #[command(
+        after_help = "Example:\n  ev host-token             (on a host of the pool)\n  ev host-join EKT1-…      (on the new host)"
+    )]
+    HostToken {
+        /// Minutes until the token expires
+        #[arg(long, default_value_t = 60, value_name = "MINUTES")]
+        valid: u32,
+    },
+    /// Make this host a member of the pool that issued the token
+    HostJoin {
+        /// From `ev host-token`
+        token: String,
+        /// Join although this processor lacks features that the other hosts have
+        #[arg(long)]
+        accept_cpu_difference: bool,
+    },
+    /// Remove a host that holds no VMs from the pool
+    HostRemove {
+        host: String,
+        /// Remove it although it is dead; its data stays on it
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the hosts with their state and paths
+    HostList,
+
+    /// Take a quorum server into the pool, online
+    #[command(
+        after_help = "Example:\n  ev quorum-add --token       (shows a one-time token; give it to ev-quorumd join on the third machine)"
+    )]
+    QuorumAdd {
+        /// Minutes until the token expires
+        #[arg(long, default_value_t = 60, value_name = "MINUTES")]
+        valid: u32,
+    },
+    /// Remove a quorum server from the pool, online
+    QuorumRemove { name: String },
+
+    /// List the pool's networks
+    NetworkList,
+    /// Add a network for VMs; each host's evd.toml says which interface carries it
+    NetworkAdd {
+        name: String,
+        /// Name of the Linux bridge on every host
+        #[arg(long)]
+        bridge: Option<String>,
+    },
+    /// List the library: ISO images, kernels, initial RAM disks
+    LibraryList,
+
+    /// Make a VM
+    VmCreate(VmCreateArgs),
+    /// Make a VM from a disk image (raw or qcow2)
+    VmImport(VmImportArgs),
+    /// List all VMs
+    VmList,
+    /// Delete a VM with its disks; it must be off
+    VmDelete {
+        vm: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+
+    /// Protect a VM at a level, or change its level, while it runs
+    #[command(after_help = "Example:\n  ev pvm-protect web01 --level 2 --wait")]
+    PvmProtect {
+        vm: String,
+        /// 1: restarted when its host dies. 2: disks and network exist on two hosts
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2))]
+        level: u8,
+        /// The second host; chosen by the pool if not given
+        #[arg(long)]
+        host: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take the protection off a VM, while it runs
+    PvmUnprotect {
+        vm: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Say at which levels a VM can be protected, and why not
+    PvmCandidacy { vm: String },
+    /// Start VMs
+    PvmStart(PowerArgs),
+    /// Ask guests to power down
+    PvmShutdown(PowerArgs),
+    /// End guests at once, as if the power were cut
+    PvmForceOff(PowerArgs),
+    /// Restart guests
+    PvmReboot {
+        #[command(flatten)]
+        power: PowerArgs,
+        /// End the guest at once instead of asking it to power down
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show one VM
+    PvmShow { vm: String },
+    /// Show or wait for the synchronisation of a VM's disks
+    PvmSync {
+        vm: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Connect this terminal to the guest's serial line; leave with Ctrl-]
+    PvmConsole { vm: String },
+
+    /// Show disks and their replicas
+    DiskShow {
+        /// Only this VM's
+        vm: Option<String>,
+    },
+    /// Compare both replicas of a VM's disks block by block
+    DiskVerify {
+        vm: String,
+        /// Repair differences from the good side
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+
+    /// List what happened
+    EventList {
+        /// Only events after this number
+        #[arg(long, default_value_t = 0)]
+        since: u64,
+        /// Go on, printing events as they happen
+        #[arg(long)]
+        follow: bool,
+    },
+    /// List what is wrong now
+    AlertList,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  ev completion bash > /etc/bash_completion.d/ev")]
+    Completion { shell: clap_complete::Shell },
+}
+
+/// Waiting for the end.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Wait {
+    /// Wait until it is done, showing progress
+    #[arg(long)]
+    pub wait: bool,
+    /// Give up waiting after this many seconds (exit code 5)
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["vms", "all"])]
+pub struct PowerArgs {
+    /// The VMs
+    pub vms: Vec<String>,
+    /// All VMs of the pool
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ev vm-create web01 --memory 2048 --vcpus 2 --disk 20G --iso debian-12.iso --nic vm
+  ev vm-create tiny --disk 1G --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'")]
+pub struct VmCreateArgs {
+    /// Name of the VM
+    pub name: String,
+    /// A new disk of this size (K, M, G, T; binary), repeatable
+    #[arg(long = "disk", value_name = "SIZE", value_parser = size)]
+    pub disks: Vec<u64>,
+    #[command(flatten)]
+    pub boot: BootArgs,
+    #[command(flatten)]
+    pub hardware: Hardware,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  ev vm-import db01 debian.qcow2 --memory 2048 --nic vm --start")]
+pub struct VmImportArgs {
+    /// Name of the VM
+    pub name: String,
+    /// Disk images, the one to boot from first
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// A further empty disk of this size, repeatable
+    #[arg(long = "disk", value_name = "SIZE", value_parser = size)]
+    pub disks: Vec<u64>,
+    #[command(flatten)]
+    pub hardware: Hardware,
+}
+
+#[derive(Debug, Args)]
+pub struct BootArgs {
+    /// Boot from this CD-ROM image first
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    pub iso: Option<PathBuf>,
+    /// Boot this Linux kernel directly
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
+    pub append: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Hardware {
+    /// Memory in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    pub memory: u32,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1)]
+    pub vcpus: u16,
+    /// A NIC on this pool network, repeatable
+    #[arg(long = "nic", value_name = "NETWORK[,mac=ADDRESS]")]
+    pub nics: Vec<String>,
+    /// UEFI firmware instead of BIOS
+    #[arg(long)]
+    pub uefi: bool,
+    /// The host that runs it first
+    #[arg(long)]
+    pub host: Option<String>,
+    /// VMs with a lower number start earlier
+    #[arg(long, default_value_t = 100, value_name = "NUMBER")]
+    pub start_order: u32,
+    /// Start it at once
+    #[arg(long)]
+    pub start: bool,
+}
+
+/// A size such as `20G`: a number of bytes, or with K, M, G or T of KiB, MiB, GiB or TiB.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: give a number with K, M, G or T, such as 20G");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let factor_bits = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << factor_bits).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+/// `ADDRESS` or `ADDRESS:PORT`.
+pub fn api_address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|ip| SocketAddr::new(ip, crate::connect::API_PORT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("20G"), Ok(20 << 30));
+        assert_eq!(size("1mib"), Ok(1 << 20));
+        for bad in ["", "G", "0", "1X", "-1G", "99999999999T", "1.5G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(api_address("10.0.0.1").unwrap().to_string(), "10.0.0.1:7411");
+        assert_eq!(api_address("10.0.0.1:80").unwrap().to_string(), "10.0.0.1:80");
+        assert_eq!(api_address("nowhere"), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! Which command does what.
+
+mod event;
+mod host;
+mod pool;
+mod pvm;
+mod vm;
+
+use clap::CommandFactory;
+
+use crate::args::{Arguments, Command, Global};
+use crate::connect;
+use crate::exit::Failure;
+
+/// Runs the command on a small runtime.
+pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("cannot start: {error}")))?;
+    let result = runtime.block_on(dispatch(&arguments.global, arguments.command));
+    // A read of standard input that still waits must not keep the program.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
+    let format = global.output;
+    match command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "ev", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::PoolCreate { name } => pool::create(global, name).await,
+        Command::Login { address } => pool::login(global, &address).await,
+        Command::HostJoin { token, accept_cpu_difference } => host::join(global, token, accept_cpu_difference).await,
+        other => {
+            let client = connect::client(global)?;
+            match other {
+                Command::PoolShow => pool::show(&client, format).await,
+                Command::TokenCreate { name } => pool::token_create(&client, format, name).await,
+                Command::TokenList => pool::token_list(&client, format).await,
+                Command::TokenDelete { name } => pool::token_delete(&client, &name).await,
+                Command::HostToken { valid } => host::token(&client, format, "host", valid).await,
+                Command::HostRemove { host, force } => host::remove(&client, &host, force).await,
+                Command::HostList => host::list(&client, format).await,
+                Command::QuorumAdd { valid } => host::token(&client, format, "quorum", valid).await,
+                Command::QuorumRemove { name } => host::quorum_remove(&client, &name).await,
+                Command::NetworkList => pool::network_list(&client, format).await,
+                Command::NetworkAdd { name, bridge } => pool::network_add(&client, format, name, bridge).await,
+                Command::LibraryList => pool::library_list(&client, format).await,
+                Command::VmCreate(arguments) => vm::create(&client, format, arguments).await,
+                Command::VmImport(arguments) => vm::import(&client, format, arguments).await,
+                Command::VmList => vm::list(&client, format).await,
+                Command::VmDelete { vm, yes } => vm::delete(&client, &vm, yes).await,
+                other => pvm::dispatch(&client, format, other).await,
+            }
+        }
+    }
+}

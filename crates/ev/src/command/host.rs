@@ -1,0 +1,88 @@
+//! `host-*`, `quorum-*`.
+
+use ev_api::client::{Client, escape};
+use ev_api::host::HostView;
+use ev_api::pool::{JoinPool, JoinToken, JoinTokenRequest, JoinedPool};
+use ev_api::vm::Done;
+use hyper::Method;
+
+use crate::args::{Format, Global};
+use crate::connect;
+use crate::exit::Failure;
+use crate::output::{self, table, time, word, yes_no};
+
+/// Joining waits for the consensus group to change.
+const JOIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+
+pub async fn token(client: &Client, format: Format, kind: &str, minutes: u32) -> Result<(), Failure> {
+    let request = JoinTokenRequest { valid_s: u64::from(minutes) * 60 };
+    let token: JoinToken = client.post(&format!("/v1/tokens/{kind}"), &request).await?;
+    let command = if kind == "host" { "ev host-join" } else { "ev-quorumd join" };
+    output::show(format, &token, |token| {
+        format!("{}\n\nUse it once, before {}: {command} TOKEN", token.token, time(token.expires))
+    })
+}
+
+pub async fn join(global: &Global, token: String, accept_cpu_difference: bool) -> Result<(), Failure> {
+    let request = JoinPool { token, accept_cpu_difference };
+    let joined: JoinedPool =
+        connect::local(global).json(Method::POST, "/v1/pool/join", Some(&request), JOIN_TIMEOUT).await?;
+    output::show(global.output, &joined, |joined| {
+        let mut text = format!("Host {} is now a member of pool {}.", joined.host, joined.pool);
+        for warning in &joined.warnings {
+            text.push_str("\nNote: ");
+            text.push_str(warning);
+        }
+        text
+    })
+}
+
+pub async fn remove(client: &Client, host: &str, force: bool) -> Result<(), Failure> {
+    let path = format!("/v1/hosts/{}?force={force}", escape(host));
+    let done: Done = client.json(Method::DELETE, &path, None::<&()>, JOIN_TIMEOUT).await?;
+    print_notes(&done);
+    Ok(())
+}
+
+pub async fn quorum_remove(client: &Client, name: &str) -> Result<(), Failure> {
+    let path = format!("/v1/quorum-servers/{}", escape(name));
+    let done: Done = client.json(Method::DELETE, &path, None::<&()>, JOIN_TIMEOUT).await?;
+    print_notes(&done);
+    Ok(())
+}
+
+/// Notes go to standard error: they are for people.
+pub fn print_notes(done: &Done) {
+    for note in &done.notes {
+        eprintln!("Note: {note}");
+    }
+}
+
+pub async fn list(client: &Client, format: Format) -> Result<(), Failure> {
+    let hosts: Vec<HostView> = client.get("/v1/hosts").await?;
+    output::show(format, &hosts, |hosts| {
+        table(
+            ["ID", "HOST", "STATE", "MASTER", "VOTES", "ADDRESS", "QEMU", "ACCELERATOR", "SILENT PATHS", "RUNS"],
+            hosts.iter().map(|host| {
+                [
+                    host.id.to_string(),
+                    host.name.clone(),
+                    word(&host.state),
+                    yes_no(host.master),
+                    yes_no(host.votes),
+                    host.api_address.ip().to_string(),
+                    host.qemu_version.clone(),
+                    host.accelerator.clone(),
+                    silent_paths(host),
+                    host.vms.join(", "),
+                ]
+            }),
+        )
+    })
+}
+
+fn silent_paths(host: &HostView) -> String {
+    let silent: Vec<String> =
+        host.paths.iter().filter(|path| !path.heard).map(|path| format!("{} by {}", path.from, path.network)).collect();
+    if silent.is_empty() { "-".to_owned() } else { silent.join(", ") }
+}

@@ -1,0 +1,207 @@
+//! `pvm-*`, `disk-*`, `event-list`, `alert-list`.
+
+use std::time::Duration;
+
+use ev_api::client::{Client, escape};
+use ev_api::vm::{
+    CandidacyView, DesiredChange, DesiredState, DiskView, Done, PowerState, Protect, Verify, VerifyView, VmView,
+};
+use hyper::Method;
+
+use crate::args::{Command, Format, PowerArgs, Wait};
+use crate::exit::Failure;
+use crate::output::{self, bytes, facts, or_dash, table, word, yes_no};
+use crate::{terminal, wait};
+
+/// For calls that only change the record.
+const SHORT: Duration = Duration::from_secs(60);
+
+fn path(vm: &str, rest: &str) -> String {
+    format!("/v1/vms/{}{rest}", escape(vm))
+}
+
+pub async fn dispatch(client: &Client, format: Format, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::PvmProtect { vm, level, host, wait } => {
+            protect(client, format, &vm, Protect { level, host }, wait).await
+        }
+        Command::PvmUnprotect { vm, wait } => {
+            protect(client, format, &vm, Protect { level: 0, host: None }, wait).await
+        }
+        Command::PvmCandidacy { vm } => candidacy(client, format, &vm).await,
+        Command::PvmStart(power) => change_power(client, &power, DesiredState::Running).await,
+        Command::PvmShutdown(power) => change_power(client, &power, DesiredState::Shutdown).await,
+        Command::PvmForceOff(power) => change_power(client, &power, DesiredState::ForceOff).await,
+        Command::PvmReboot { power, force } => {
+            let desired = if force { DesiredState::ForceReboot } else { DesiredState::Reboot };
+            change_power(client, &power, desired).await
+        }
+        Command::PvmShow { vm } => show(client, format, &vm).await,
+        Command::PvmSync { vm, wait } => sync(client, format, &vm, wait).await,
+        Command::PvmConsole { vm } => {
+            let stream = client.upgrade(&path(&vm, "/console")).await?;
+            eprintln!("Connected to {vm}; leave with Ctrl-]\r");
+            terminal::join(stream).await
+        }
+        Command::DiskShow { vm } => disks(client, format, vm.as_deref()).await,
+        Command::DiskVerify { vm, repair, wait } => verify(client, format, &vm, repair, wait).await,
+        Command::EventList { since, follow } => super::event::list(client, format, since, follow).await,
+        Command::AlertList => super::event::alerts(client, format).await,
+        other => Err(Failure::local(format!("this command is not known here: {other:?}"))),
+    }
+}
+
+async fn protect(client: &Client, format: Format, vm: &str, request: Protect, wait: Wait) -> Result<(), Failure> {
+    let level = request.level;
+    let done: Done = client.json(Method::PUT, &path(vm, "/protection"), Some(&request), SHORT).await?;
+    super::host::print_notes(&done);
+    if wait.wait && level == 0 {
+        wait::until(client, vm, wait, &format!("removal of the second replica of {vm}"), |view| {
+            Ok(view.disks.iter().all(|disk| disk.replicas.len() == 1))
+        })
+        .await
+    } else if wait.wait {
+        wait::in_sync(client, vm, wait, format).await
+    } else {
+        Ok(())
+    }
+}
+
+async fn candidacy(client: &Client, format: Format, vm: &str) -> Result<(), Failure> {
+    let levels: Vec<CandidacyView> = client.get(&path(vm, "/candidacy")).await?;
+    output::show(format, &levels, |levels| {
+        table(
+            ["LEVEL", "CANDIDATE", "WHY"],
+            levels.iter().map(|level| [level.level.to_string(), yes_no(level.candidate), level.reasons.join("\n")]),
+        )
+    })
+}
+
+/// Does it to one VM after the other; goes on after a refusal and ends with the first one.
+async fn change_power(client: &Client, arguments: &PowerArgs, desired: DesiredState) -> Result<(), Failure> {
+    let names = if arguments.all {
+        let vms: Vec<VmView> = client.get("/v1/vms").await?;
+        vms.into_iter().filter(|vm| concerns(vm, desired)).map(|vm| vm.name).collect()
+    } else {
+        arguments.vms.clone()
+    };
+    let mut first_failure = Ok(());
+    let mut changed = Vec::new();
+    for name in names {
+        let change = DesiredChange { desired };
+        match client.json::<Done>(Method::PUT, &path(&name, "/desired"), Some(&change), SHORT).await {
+            Ok(done) => {
+                super::host::print_notes(&done);
+                changed.push(name);
+            }
+            Err(error) if first_failure.is_ok() => first_failure = Err(error.into()),
+            Err(error) => eprintln!("ev: {error}"),
+        }
+    }
+    if arguments.wait.wait {
+        for name in changed {
+            wait::power(client, &name, arguments.wait, desired).await?;
+        }
+    }
+    first_failure
+}
+
+/// Whether `--all` means this VM too.
+fn concerns(vm: &VmView, desired: DesiredState) -> bool {
+    let off = vm.power == PowerState::Off;
+    match desired {
+        DesiredState::Running => vm.desired != DesiredState::Running || off,
+        DesiredState::Shutdown | DesiredState::ForceOff | DesiredState::Reboot | DesiredState::ForceReboot => !off,
+    }
+}
+
+async fn show(client: &Client, format: Format, vm: &str) -> Result<(), Failure> {
+    let vm: VmView = client.get(&path(vm, "")).await?;
+    output::show(format, &vm, |vm| {
+        let mut text = facts([
+            ("VM", vm.name.clone()),
+            ("UUID", vm.uuid.to_string()),
+            ("Level", vm.level.to_string()),
+            ("Power", format!("{} (wanted: {})", word(&vm.power), word(&vm.desired))),
+            ("Health", word(&vm.health)),
+            ("Active host", or_dash(vm.active.as_deref())),
+            ("Standby host", or_dash(vm.standby.as_deref())),
+            ("Generation", vm.generation.to_string()),
+            ("Hardware", format!("{} vCPUs, {} MiB, {}, {}", vm.vcpus, vm.memory_mib, vm.firmware, vm.machine)),
+            ("Processor", vm.cpu_model.clone()),
+            ("Accelerator", or_dash(vm.accelerator.as_deref())),
+            ("Start order", vm.start_order.to_string()),
+        ]);
+        for nic in &vm.nics {
+            text.push_str(&format!("\nNIC {} on {} ({})", nic.mac, nic.network, nic.bridge));
+        }
+        if !vm.disks.is_empty() {
+            text.push_str("\n\n");
+            text.push_str(&disk_table(&vm.disks));
+        }
+        for trouble in &vm.troubles {
+            text.push_str(&format!("\n! {trouble}"));
+        }
+        text
+    })
+}
+
+async fn sync(client: &Client, format: Format, vm: &str, wait: Wait) -> Result<(), Failure> {
+    if wait.wait {
+        wait::in_sync(client, vm, wait, format).await?;
+    }
+    disks(client, format, Some(vm)).await
+}
+
+async fn disks(client: &Client, format: Format, vm: Option<&str>) -> Result<(), Failure> {
+    let disks: Vec<DiskView> = match vm {
+        Some(vm) => client.get(&path(vm, "/disks")).await?,
+        None => client.get("/v1/disks").await?,
+    };
+    output::show(format, &disks, |disks| disk_table(disks))
+}
+
+fn disk_table(disks: &[DiskView]) -> String {
+    table(
+        ["VM", "DISK", "SIZE", "REPLICAS", "IN SYNC", "COPY"],
+        disks.iter().map(|disk| {
+            let replicas: Vec<String> = disk
+                .replicas
+                .iter()
+                .map(|replica| {
+                    let counts = if replica.good { "good" } else { "does not count" };
+                    format!("{}: {}, {counts}", replica.host, word(&replica.state))
+                })
+                .collect();
+            [
+                disk.vm.clone(),
+                disk.index.to_string(),
+                bytes(disk.size_bytes),
+                replicas.join("\n"),
+                yes_no(disk.in_sync),
+                copy_text(disk),
+            ]
+        }),
+    )
+}
+
+fn copy_text(disk: &DiskView) -> String {
+    let Some(copy) = &disk.copy else { return disk.trouble.clone().unwrap_or_else(|| "-".to_owned()) };
+    let kind = if copy.full { "full" } else { "delta" };
+    let moved = bytes(copy.moved_bytes);
+    if !copy.running {
+        return format!("{kind}, ended: {moved} moved of {}", bytes(copy.total_bytes));
+    }
+    let left = copy.left_s.map_or_else(String::new, |seconds| format!(", {seconds} s left"));
+    format!("{kind}: {} of {}, {moved} moved{left}", bytes(copy.done_bytes), bytes(copy.total_bytes))
+}
+
+async fn verify(client: &Client, format: Format, vm: &str, repair: bool, wait: Wait) -> Result<(), Failure> {
+    let timeout = Duration::from_secs(wait.timeout);
+    let result: VerifyView = client.json(Method::POST, &path(vm, "/verify"), Some(&Verify { repair }), timeout).await?;
+    output::show(format, &result, |result| result.message.clone())?;
+    if wait.wait && repair {
+        wait::in_sync(client, vm, wait, format).await?;
+    }
+    Ok(())
+}

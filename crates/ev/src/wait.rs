@@ -1,0 +1,79 @@
+//! Waiting until the pool shows what was asked for.
+
+use std::time::{Duration, Instant};
+
+use ev_api::client::{Client, ClientError, escape};
+use ev_api::vm::{DesiredState, DiskView, PowerState, VmView};
+use ev_api::{ApiError, ErrorCode};
+
+use crate::args::{Format, Wait};
+use crate::exit::Failure;
+use crate::progress;
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(300);
+
+/// Looks at the VM until `done` says so. A pool without a master is waited out too.
+pub async fn until(
+    client: &Client,
+    vm: &str,
+    wait: Wait,
+    what: &str,
+    mut done: impl FnMut(&VmView) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let start = Instant::now();
+    loop {
+        match client.get::<VmView>(&format!("/v1/vms/{}", escape(vm))).await {
+            Ok(view) => {
+                if done(&view)? {
+                    return Ok(());
+                }
+            }
+            Err(ClientError::Api(ApiError { error: ErrorCode::NoMaster | ErrorCode::NotMaster, .. }))
+            | Err(ClientError::Unreachable(_) | ClientError::Broken(_) | ClientError::RedirectedInCircles) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if start.elapsed() >= Duration::from_secs(wait.timeout) {
+            return Err(Failure::TimedOut { what: what.to_owned(), seconds: wait.timeout });
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Until the guest does what is asked of it.
+pub async fn power(client: &Client, vm: &str, wait: Wait, desired: DesiredState) -> Result<(), Failure> {
+    let what = format!("{vm}: {}", crate::output::word(&desired));
+    until(client, vm, wait, &what, |view| {
+        Ok(match desired {
+            DesiredState::Running | DesiredState::Reboot | DesiredState::ForceReboot => {
+                view.power == PowerState::Running && view.desired == DesiredState::Running
+            }
+            DesiredState::Shutdown | DesiredState::ForceOff => view.power == PowerState::Off,
+        })
+    })
+    .await
+}
+
+/// Until as many replicas of every disk are good as the level asks for, with a bar.
+pub async fn in_sync(client: &Client, vm: &str, wait: Wait, format: Format) -> Result<(), Failure> {
+    let bar = progress::bytes(format, 0, vm);
+    let result = until(client, vm, wait, &format!("synchronisation of {vm}"), |view| {
+        let (done_bytes, total_bytes) = view.disks.iter().fold((0, 0), |sum, disk| {
+            let (done, total) = copied(disk);
+            (sum.0 + done, sum.1 + total)
+        });
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+        Ok(view.disks.iter().all(|disk| disk.in_sync))
+    })
+    .await;
+    bar.finish_and_clear();
+    result
+}
+
+fn copied(disk: &DiskView) -> (u64, u64) {
+    match &disk.copy {
+        Some(copy) if copy.running => (copy.done_bytes, copy.total_bytes),
+        Some(_) | None => (0, 0),
+    }
+}
