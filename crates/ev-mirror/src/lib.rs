@@ -1,1 +1,6 @@
-//! .
+//! One disk on two hosts: what carries out the decisions of `ev_core::mirror` — NBD server, link, replica, metadata.
+
+pub mod buffer;
+pub mod extent;
+pub mod nbd;
+pub mod receive;
