@@ -3,9 +3,12 @@
 mod clock;
 mod config;
 mod durable;
+mod links;
 mod lock;
 mod master;
+mod nics;
 mod paths;
+mod priority;
 mod started;
 
 fn main() {}

@@ -1,0 +1,237 @@
+//! Which disk's stream goes over which path to the partner: the decisions, without the sockets.
+//!
+//! ```text
+//!              best path up                  connected
+//!   [ idle ] ───────────────► [ connecting ] ──────────► [ connected ]
+//!      ▲  ▲     refused, path down │                       │       │ a better path has been
+//!      │  └────────────────────────┘                       │       ▼ steady for MOVE_BACK_AFTER
+//!      └───────────────────────────────────────────────────┘   [ connecting ], the old stream stays until then
+//!                 stream ended, path down
+//! ```
+//!
+//! Paths are numbered in the order of preference: private links first, the management network last.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ev_core::ids::DiskId;
+use ev_core::time::Instant;
+
+/// How long a better path must have been up without a break before a working stream is moved back to it: a link that
+/// flaps must not take the stream along.
+pub const MOVE_BACK_AFTER: Duration = Duration::from_secs(5);
+/// Pause after a refused or broken stream before it is tried again over the same path.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// The partner answers on this path.
+    PathUp(usize),
+    /// The partner was silent on this path for too long.
+    PathDown(usize),
+    Connected { disk: DiskId, path: usize },
+    Refused { disk: DiskId, path: usize },
+    /// The disk's stream ended or was given up by the disk.
+    StreamDown { disk: DiskId },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkAction {
+    /// Connect a stream for this disk over this path; when it stands it replaces the one the disk has.
+    Connect { disk: DiskId, path: usize },
+    /// Break the disk's stream, so that the disk notices at once.
+    Cut { disk: DiskId },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Idle { retry_at: Instant },
+    Connecting { path: usize, old: Option<usize> },
+    Connected { path: usize, move_at: Instant },
+}
+
+/// The state of all paths and streams.
+#[derive(Debug)]
+pub struct Board {
+    /// Since when each path has been up.
+    paths: Vec<Option<Instant>>,
+    streams: BTreeMap<DiskId, Stream>,
+}
+
+impl Board {
+    #[must_use]
+    pub fn new(paths: usize, disks: impl IntoIterator<Item = DiskId>) -> Self {
+        let streams = disks.into_iter().map(|disk| (disk, Stream::Idle { retry_at: Instant(0) })).collect();
+        Self { paths: vec![None; paths], streams }
+    }
+
+    /// Whether the partner answers on any path.
+    #[must_use]
+    pub fn partner_heard(&self) -> bool {
+        self.paths.iter().any(Option::is_some)
+    }
+
+    pub fn step(&mut self, now: Instant, event: LinkEvent, out: &mut Vec<LinkAction>) {
+        match event {
+            LinkEvent::PathUp(path) => {
+                let state = &mut self.paths[path];
+                *state = state.or(Some(now));
+            }
+            LinkEvent::PathDown(path) => self.path_down(now, path, out),
+            LinkEvent::Connected { disk, path } => {
+                if let Some(stream) = self.streams.get_mut(&disk)
+                    && matches!(stream, Stream::Connecting { path: wanted, .. } if *wanted == path)
+                {
+                    *stream = Stream::Connected { path, move_at: now };
+                }
+            }
+            LinkEvent::Refused { disk, path } => self.refused(now, disk, path),
+            LinkEvent::StreamDown { disk } => self.stream_down(now, disk),
+            LinkEvent::Tick => {}
+        }
+        self.connect(now, out);
+    }
+
+    fn path_down(&mut self, now: Instant, path: usize, out: &mut Vec<LinkAction>) {
+        self.paths[path] = None;
+        for (disk, stream) in &mut self.streams {
+            match *stream {
+                Stream::Connected { path: used, .. } if used == path => {
+                    out.push(LinkAction::Cut { disk: *disk });
+                    *stream = Stream::Idle { retry_at: now };
+                }
+                Stream::Connecting { path: wanted, old: Some(old) } if wanted == path => {
+                    *stream = Stream::Connected { path: old, move_at: now };
+                }
+                Stream::Connecting { path: wanted, old: None } if wanted == path => {
+                    *stream = Stream::Idle { retry_at: now };
+                }
+                Stream::Connecting { path: wanted, old: Some(old) } if old == path => {
+                    out.push(LinkAction::Cut { disk: *disk });
+                    *stream = Stream::Connecting { path: wanted, old: None };
+                }
+                Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => {}
+            }
+        }
+    }
+
+    fn refused(&mut self, now: Instant, disk: DiskId, path: usize) {
+        let Some(stream) = self.streams.get_mut(&disk) else { return };
+        match *stream {
+            Stream::Connecting { path: wanted, old } if wanted == path => {
+                *stream = match old {
+                    Some(path) => Stream::Connected { path, move_at: now.after(MOVE_BACK_AFTER) },
+                    None => Stream::Idle { retry_at: now.after(RETRY_AFTER) },
+                };
+            }
+            Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => {}
+        }
+    }
+
+    fn stream_down(&mut self, now: Instant, disk: DiskId) {
+        let Some(stream) = self.streams.get_mut(&disk) else { return };
+        *stream = match *stream {
+            Stream::Connected { .. } => Stream::Idle { retry_at: now.after(RETRY_AFTER) },
+            Stream::Connecting { path, .. } => Stream::Connecting { path, old: None },
+            Stream::Idle { retry_at } => Stream::Idle { retry_at },
+        };
+    }
+
+    fn connect(&mut self, now: Instant, out: &mut Vec<LinkAction>) {
+        let Some(best) = self.paths.iter().position(Option::is_some) else { return };
+        let steady = self.paths[best].is_some_and(|since| now >= since.after(MOVE_BACK_AFTER));
+        for (disk, stream) in &mut self.streams {
+            let old = match *stream {
+                Stream::Idle { retry_at } if now >= retry_at => None,
+                Stream::Connected { path, move_at } if path > best && steady && now >= move_at => Some(path),
+                Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => continue,
+            };
+            *stream = Stream::Connecting { path: best, old };
+            out.push(LinkAction::Connect { disk: *disk, path: best });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const DISK: DiskId = DiskId(Uuid::from_u128(1));
+    const MS: u64 = 1_000_000;
+
+    fn step(board: &mut Board, at_ms: u64, event: LinkEvent) -> Vec<LinkAction> {
+        let mut out = Vec::new();
+        board.step(Instant(at_ms * MS), event, &mut out);
+        out
+    }
+
+    fn connected_over(path: usize) -> Board {
+        let mut board = Board::new(3, [DISK]);
+        assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [LinkAction::Connect { disk: DISK, path }]);
+        assert_eq!(step(&mut board, 1, LinkEvent::Connected { disk: DISK, path }), []);
+        board
+    }
+
+    #[test]
+    fn nothing_is_tried_while_no_path_answers() {
+        let mut board = Board::new(2, [DISK]);
+        assert_eq!(step(&mut board, 10, LinkEvent::Tick), []);
+        assert!(!board.partner_heard());
+    }
+
+    #[test]
+    fn a_silent_path_is_left_at_once_for_the_next_one() {
+        let mut board = connected_over(0);
+        assert_eq!(step(&mut board, 2, LinkEvent::PathUp(2)), []);
+        let actions = step(&mut board, 500, LinkEvent::PathDown(0));
+        assert_eq!(actions, [LinkAction::Cut { disk: DISK }, LinkAction::Connect { disk: DISK, path: 2 }]);
+    }
+
+    #[test]
+    fn the_better_path_is_taken_again_when_it_has_been_steady() {
+        let mut board = connected_over(1);
+        assert_eq!(step(&mut board, 100, LinkEvent::PathUp(0)), []);
+        assert_eq!(step(&mut board, 4_000, LinkEvent::PathDown(0)), []);
+        assert_eq!(step(&mut board, 4_100, LinkEvent::PathUp(0)), []);
+        assert_eq!(step(&mut board, 9_000, LinkEvent::Tick), []);
+        assert_eq!(step(&mut board, 9_100, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        // Refused: the old stream is still there, nothing is cut, and the next attempt waits.
+        assert_eq!(step(&mut board, 9_101, LinkEvent::Refused { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 14_100, LinkEvent::Tick), []);
+        assert_eq!(step(&mut board, 14_101, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 14_102, LinkEvent::Connected { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 14_103, LinkEvent::PathDown(1)), []);
+    }
+
+    #[test]
+    fn a_broken_stream_is_tried_again_after_a_pause() {
+        let mut board = connected_over(0);
+        assert_eq!(step(&mut board, 10, LinkEvent::StreamDown { disk: DISK }), []);
+        assert_eq!(step(&mut board, 50, LinkEvent::Tick), []);
+        assert_eq!(step(&mut board, 110, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 111, LinkEvent::Refused { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 211, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+    }
+
+    #[test]
+    fn the_old_path_dying_during_a_move_cuts_the_old_stream() {
+        let mut board = connected_over(1);
+        step(&mut board, 0, LinkEvent::PathUp(0));
+        assert_eq!(step(&mut board, 5_000, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 5_001, LinkEvent::PathDown(1)), [LinkAction::Cut { disk: DISK }]);
+        assert_eq!(step(&mut board, 5_002, LinkEvent::Connected { disk: DISK, path: 0 }), []);
+    }
+
+    #[test]
+    fn an_event_of_an_unknown_disk_changes_nothing() {
+        let mut board = connected_over(0);
+        let other = DiskId(Uuid::from_u128(9));
+        assert_eq!(step(&mut board, 5, LinkEvent::StreamDown { disk: other }), []);
+        assert_eq!(step(&mut board, 5, LinkEvent::Connected { disk: other, path: 0 }), []);
+    }
+}
