@@ -1,1 +1,19 @@
-//! .
+//! Guests' network on a host: bridges, TAP devices, the pump that carries frames between QEMU and a TAP, learned
+//! addresses, announcements to neighbours, and a watch over the host's own links.
+
+#![warn(missing_docs)]
+
+pub mod announce;
+pub mod gate;
+pub mod learned;
+pub mod link_watch;
+pub mod links;
+pub mod pump;
+pub mod tap;
+
+pub use announce::announce;
+pub use gate::{FrameGate, OpenGate};
+pub use link_watch::{LinkState, LinkWatch};
+pub use links::{Links, LinksError};
+pub use pump::{NicPump, NicPumpSpec, PumpCounters};
+pub use tap::{Tap, TapError};

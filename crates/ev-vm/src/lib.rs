@@ -1,1 +1,18 @@
-//! .
+//! QEMU as it comes from the distribution: what it can do, how it is started, spoken to, watched and ended, and the
+//! disk images that users bring along. Nothing here decides anything; `ev-am` does.
+
+#![warn(missing_docs)]
+
+pub mod accelerator;
+pub mod args;
+pub mod guest;
+pub mod image;
+pub mod qemu;
+pub mod qmp;
+pub mod spec;
+
+pub use accelerator::Accelerator;
+pub use guest::{Exit, Guest};
+pub use qemu::{Qemu, QemuInfo, Version};
+pub use qmp::{Event, EventKind, Qmp, QmpError, RunState, ShutdownReason};
+pub use spec::{BootSource, GuestPaths, GuestSpec, StartState};

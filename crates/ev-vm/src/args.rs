@@ -1,0 +1,1 @@
+//! From a [`GuestSpec`] to QEMU's command line.
