@@ -49,14 +49,20 @@ pub enum RaftKind {
 /// Answers, each to the request of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerResponse {
-    Raft { body: Vec<u8> },
+    Raft {
+        body: Vec<u8>,
+    },
     Directive(Box<Directive>),
     Proposed(Result<Authority, ProposeRefusal>),
     /// `None`: this host does not have the file. An empty part: the end.
     LibraryPart(Option<Vec<u8>>),
-    Command { body: Vec<u8> },
+    Command {
+        body: Vec<u8>,
+    },
     /// This member is not the pool master; the master is (as far as it knows) the one named.
-    NotMaster { master: Option<MemberId> },
+    NotMaster {
+        master: Option<MemberId>,
+    },
     /// The request was understood and failed; the text says what to do.
     Failed(String),
 }
