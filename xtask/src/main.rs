@@ -1,2 +1,53 @@
-//! .
-fn main() {}
+//! Everything a developer runs: `cargo xtask help`.
+
+mod ci;
+mod guests;
+mod run;
+mod setup;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything a developer of Evenkeel runs")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing on this machine: Debian packages, cargo-nextest, a second QEMU
+    Setup,
+    /// Make the guests of the tests and the demo (cached below target/guests)
+    Guests,
+    /// Set up, build, and run every test, the end-to-end scenarios included
+    Test {
+        /// Passed on to `cargo nextest run`, such as `-p ev-core` or `-E 'test(takeover)'`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        nextest: Vec<String>,
+    },
+    /// What continuous integration runs: formatting, lints, documents, tidy, tests
+    Ci,
+    /// Check sizes of files and functions, first lines, and leftovers
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Guests => setup::run().and_then(|()| guests::make()),
+        Command::Test { nextest } => ci::test(&nextest),
+        Command::Ci => ci::all(),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,7 +8,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::run::quiet;
 
 /// Address of the guest on the VM network of a lab.
 pub const ADDRESS: &str = "10.10.3.20";
@@ -21,7 +23,8 @@ const DISK_SIZE: &str = "3G";
 /// Raise when the recipe changes, so that a cached image is made anew.
 pub const RECIPE_VERSION: u32 = 1;
 
-const PACKAGES: &str = "systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
+const PACKAGES: &str =
+    "systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
 
 /// What the guest needs to find its disk, file system and network; keeps the initial RAM disk small, which an emulated
 /// processor unpacks slowly.
@@ -30,7 +33,8 @@ const INITRD_MODULES: &str = "virtio_pci\nvirtio_blk\nvirtio_net\next4\ncrc32c_g
 const EXTLINUX_CONFIG: &str = "default debian\nprompt 0\ntimeout 0\nlabel debian\n  kernel /boot/vmlinuz\n  initrd /boot/initrd.img\n  \
      append root=/dev/vda ro console=ttyS0 net.ifnames=0 rootwait quiet systemd.show_status=true mitigations=off\n";
 
-const NETWORK: &str = "[Match]\nType=ether\n[Network]\nAddress=10.10.3.20/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n";
+const NETWORK: &str =
+    "[Match]\nType=ether\n[Network]\nAddress=10.10.3.20/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n";
 
 const POSTGRES_CONFIG: &str = "listen_addresses = '*'\nshared_buffers = 32MB\nmax_connections = 20\ncheckpoint_timeout = 60s\n\
      fsync = on\nsynchronous_commit = on\nfull_page_writes = on\n";
@@ -64,7 +68,7 @@ pub fn build(image: &Path, work: &Path) -> Result<()> {
     let raw = work.join("disk.raw");
     make_disk(&root, &raw, &work.join("mnt"))?;
     let partial = image.with_extension("partial");
-    run(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&partial))?;
+    quiet(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&partial))?;
     fs::rename(&partial, image)?;
     fs::remove_dir_all(work)?;
     Ok(())
@@ -80,12 +84,15 @@ fn package_sources() -> Result<PathBuf> {
 }
 
 fn bootstrap(root: &Path) -> Result<()> {
-    run(Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}")])
-        .args(["man", "locale", "doc"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
-        .arg("bookworm")
-        .arg(root)
-        .arg(package_sources()?))
+    quiet(
+        Command::new("mmdebstrap")
+            .args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}")])
+            .args(["man", "locale", "doc"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
+            .arg("bookworm")
+            .arg(root)
+            .arg(package_sources()?),
+    )?;
+    Ok(())
 }
 
 fn configure(root: &Path) -> Result<()> {
@@ -112,17 +119,20 @@ fn configure(root: &Path) -> Result<()> {
         let _absent_is_fine = fs::remove_file(&link);
         symlink("/dev/null", &link).with_context(|| format!("masking {unit}"))?;
     }
-    run(chroot(root, "systemctl").args(["enable", "systemd-networkd.service", "postgresql.service"]))?;
-    run(chroot(root, "sh").args(["-c", "ln -sf boot/vmlinuz-* /vmlinuz && cd /boot && ln -sf vmlinuz-* vmlinuz && ln -sf initrd.img-* initrd.img"]))?;
+    quiet(chroot(root, "systemctl").args(["enable", "systemd-networkd.service", "postgresql.service"]))?;
+    quiet(chroot(root, "sh").args([
+        "-c",
+        "ln -sf boot/vmlinuz-* /vmlinuz && cd /boot && ln -sf vmlinuz-* vmlinuz && ln -sf initrd.img-* initrd.img",
+    ]))?;
     let mounts = Mounts::of(root)?;
-    run(chroot(root, "update-initramfs").args(["-u", "-k", "all"]))?;
+    quiet(chroot(root, "update-initramfs").args(["-u", "-k", "all"]))?;
     mounts.release()
 }
 
 /// Page checksums on, a role with rights for `pg_amcheck`, a database. In single-user mode, so that no server runs here.
 fn prepare_database(root: &Path) -> Result<()> {
     let mounts = Mounts::of(root)?;
-    let as_postgres = |script: &str| run(chroot(root, "su").args(["postgres", "-s", "/bin/sh", "-c", script]));
+    let as_postgres = |script: &str| quiet(chroot(root, "su").args(["postgres", "-s", "/bin/sh", "-c", script]));
     as_postgres("/usr/lib/postgresql/15/bin/pg_checksums --enable -D /var/lib/postgresql/15/main")?;
     let single = "/usr/lib/postgresql/15/bin/postgres --single -D /var/lib/postgresql/15/main \
                   -c config_file=/etc/postgresql/15/main/postgresql.conf -c dynamic_shared_memory_type=mmap";
@@ -135,21 +145,26 @@ fn prepare_database(root: &Path) -> Result<()> {
 
 fn make_disk(root: &Path, raw: &Path, mount_point: &Path) -> Result<()> {
     fs::create_dir_all(mount_point)?;
-    run(Command::new("truncate").args(["-s", DISK_SIZE]).arg(raw))?;
+    quiet(Command::new("truncate").args(["-s", DISK_SIZE]).arg(raw))?;
     // extlinux reads neither 64-bit block numbers nor checksummed metadata.
-    run(Command::new("mkfs.ext4").args(["-q", "-F", "-O", "^64bit,^metadata_csum,^metadata_csum_seed,^orphan_file"]).arg(raw))?;
-    run(Command::new("mount").args(["-o", "loop"]).arg(raw).arg(mount_point))?;
+    quiet(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-O", "^64bit,^metadata_csum,^metadata_csum_seed,^orphan_file"])
+            .arg(raw),
+    )?;
+    quiet(Command::new("mount").args(["-o", "loop"]).arg(raw).arg(mount_point))?;
     let filled = fill(root, mount_point);
-    let unmounted = run(Command::new("umount").arg(mount_point));
-    filled.and(unmounted)
+    let unmounted = quiet(Command::new("umount").arg(mount_point));
+    filled?;
+    unmounted.map(drop)
 }
 
 fn fill(root: &Path, mount_point: &Path) -> Result<()> {
-    run(Command::new("cp").arg("-a").arg(root.join(".")).arg(mount_point))?;
+    quiet(Command::new("cp").arg("-a").arg(root.join(".")).arg(mount_point))?;
     let mounts = Mounts::of(mount_point)?;
-    let installed = run(chroot(mount_point, "extlinux").args(["--install", "/boot/extlinux"]));
+    let installed = quiet(chroot(mount_point, "extlinux").args(["--install", "/boot/extlinux"]));
     mounts.release()?;
-    installed
+    installed.map(drop)
 }
 
 /// `/proc` and `/dev` inside a folder that programs are run in.
@@ -162,7 +177,7 @@ impl Mounts {
         let mut mounts = Self { points: Vec::new() };
         for name in ["proc", "dev"] {
             let point = root.join(name);
-            run(Command::new("mount").arg("--bind").arg(Path::new("/").join(name)).arg(&point))?;
+            quiet(Command::new("mount").arg("--bind").arg(Path::new("/").join(name)).arg(&point))?;
             mounts.points.push(point);
         }
         Ok(mounts)
@@ -170,7 +185,7 @@ impl Mounts {
 
     fn release(mut self) -> Result<()> {
         while let Some(point) = self.points.pop() {
-            run(Command::new("umount").arg(&point))?;
+            quiet(Command::new("umount").arg(&point))?;
         }
         Ok(())
     }
@@ -189,20 +204,6 @@ fn chroot(root: &Path, program: &str) -> Command {
     let mut command = Command::new("chroot");
     command.arg(root).arg(program).env("LC_ALL", "C").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
-}
-
-/// Runs a command to its end, silently; its output is shown if it fails.
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed ({}):\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
 }
 
 /// Says early what would fail late.

@@ -1,3 +1,27 @@
 //! Guests for the tests and the demo, made from Debian packages and cached below `target/guests`.
 
 pub mod debian;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::run::{heading, target};
+
+/// Where the made guests lie.
+pub fn folder() -> PathBuf {
+    target().join("guests")
+}
+
+/// Makes the guests that are not there yet.
+pub fn make() -> Result<()> {
+    fs::create_dir_all(folder())?;
+    let image = folder().join(format!("debian-{}.qcow2", debian::RECIPE_VERSION));
+    if !image.exists() {
+        heading("making the Debian guest (one to three minutes)");
+        debian::check_tools()?;
+        debian::build(&image, &folder().join("debian.work"))?;
+    }
+    Ok(())
+}

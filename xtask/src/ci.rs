@@ -1,0 +1,30 @@
+//! What continuous integration runs, and what a developer runs before a push.
+
+use anyhow::Result;
+
+use crate::run::{cargo, heading, show};
+use crate::{guests, setup, tidy};
+
+/// Formatting, lints, documents, tidy, then all tests: the quick checks first.
+pub fn all() -> Result<()> {
+    setup::run()?;
+    heading("formatting");
+    show(cargo().args(["fmt", "--all", "--check"]))?;
+    heading("sizes, first lines, leftovers");
+    tidy::run()?;
+    heading("lints");
+    show(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    heading("documents");
+    show(cargo().args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    test(&[])
+}
+
+/// Sets up, builds the programs that the scenarios run, and runs every test.
+pub fn test(nextest: &[String]) -> Result<()> {
+    setup::run()?;
+    guests::make()?;
+    heading("building");
+    show(cargo().args(["build", "--workspace", "--bins"]))?;
+    heading("testing");
+    show(cargo().args(["nextest", "run", "--workspace"]).args(nextest))
+}
