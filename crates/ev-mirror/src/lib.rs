@@ -2,5 +2,7 @@
 
 pub mod buffer;
 pub mod extent;
+pub mod link;
+pub mod metadata;
 pub mod nbd;
 pub mod receive;

@@ -1,0 +1,3 @@
+//! The partner link of one disk.
+
+pub mod codec;
