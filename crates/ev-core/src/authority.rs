@@ -35,13 +35,22 @@ pub struct Authority {
     pub standby: Option<HostId>,
     /// Whether the guest runs.
     pub power: Power,
+    /// Whether the guest's last end was clean: its replicas were flushed and are alike. False while it runs.
+    pub clean: bool,
     /// For each disk the hosts whose replica is good: it holds every acknowledged write.
     pub good: BTreeMap<DiskId, BTreeSet<HostId>>,
 }
 
 impl Default for Authority {
     fn default() -> Self {
-        Self { generation: Generation::NONE, active: None, standby: None, power: Power::Off, good: BTreeMap::new() }
+        Self {
+            generation: Generation::NONE,
+            active: None,
+            standby: None,
+            power: Power::Off,
+            clean: true,
+            good: BTreeMap::new(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod ids;
+pub mod pool;
 pub mod report;
 pub mod time;
 pub mod vm;

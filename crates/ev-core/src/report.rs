@@ -13,12 +13,22 @@ pub enum GuestState {
     /// No guest here.
     Absent,
     /// QEMU is being started under the record `since`.
-    Starting { since: Generation },
-    Running { since: Generation },
+    Starting {
+        since: Generation,
+    },
+    Running {
+        since: Generation,
+    },
     /// Stopped for want of a lease.
-    Paused { since: Generation },
+    Paused {
+        since: Generation,
+    },
     /// It ran under `since` and has ended; all replicas were flushed if `clean`.
-    Ended { since: Generation, cause: EndCause, clean: bool },
+    Ended {
+        since: Generation,
+        cause: EndCause,
+        clean: bool,
+    },
 }
 
 /// Why a guest ended.

@@ -1,0 +1,195 @@
+//! What can be asked of the pool state, and what it answers.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{Alert, Member, Network, PoolInfo, Settings, Severity, Token};
+use crate::authority::{Authority, AuthorityChange};
+use crate::ids::{Generation, HostId, MemberId, NetworkId, VmId};
+use crate::vm::{Desired, Level, VmConfig};
+
+/// A command; one entry of the replicated log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Brings the pool into being, with its first host, network and administrator's token (hash).
+    PoolCreate {
+        pool: PoolInfo,
+        first: Box<Member>,
+        network: Network,
+        admin_token: String,
+    },
+    AdminTokenAdd {
+        hash: String,
+    },
+    TokenAdd {
+        hash: String,
+        token: Token,
+    },
+    /// Uses a one-time token and adds the member that brought it, in one step: a token lets in one member or none.
+    /// The member's `id` is set by the state: see [`Outcome::MemberAdded`].
+    MemberJoin {
+        token_hash: String,
+        now_unix_ms: u64,
+        member: Box<Member>,
+    },
+    /// Adds a quorum server that was enlisted by the pool master itself.
+    MemberAdd {
+        member: Box<Member>,
+    },
+    /// A member came back with other addresses or another QEMU.
+    MemberUpdate {
+        member: Box<Member>,
+    },
+    MemberRemove {
+        id: MemberId,
+    },
+    NetworkAdd {
+        network: Network,
+    },
+    NetworkRemove {
+        id: NetworkId,
+    },
+    SettingsSet {
+        settings: Settings,
+    },
+    /// Creates a VM at level 0 on one host. `overwrite` says nothing here: replicas are made by the host.
+    VmCreate {
+        id: VmId,
+        name: String,
+        config: Box<VmConfig>,
+        host: HostId,
+    },
+    VmRename {
+        id: VmId,
+        name: String,
+    },
+    /// Forgets the VM; its hosts then delete its files. Refused while it runs.
+    VmDelete {
+        id: VmId,
+    },
+    VmDesire {
+        id: VmId,
+        desired: Desired,
+    },
+    /// Changes the level and the hosts (protect, unprotect, move of the standby). Hosts that are taken away lose
+    /// their replicas' good standing in the same step.
+    VmPlace {
+        id: VmId,
+        level: Level,
+        hosts: BTreeSet<HostId>,
+    },
+    /// Changes the authority record if its generation is still `if_generation`.
+    VmAuthority {
+        id: VmId,
+        if_generation: Generation,
+        change: AuthorityChange,
+    },
+    EventAdd {
+        unix_ms: u64,
+        severity: Severity,
+        object: String,
+        text: String,
+    },
+    /// Raises (or rewords) the alert with this key. Raising one that is active as it stands changes nothing.
+    AlertRaise {
+        key: String,
+        alert: Alert,
+    },
+    AlertClear {
+        key: String,
+        unix_ms: u64,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    Done,
+    MemberAdded(MemberId),
+    /// The record as it stands after the change.
+    Authority(Authority),
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("this host already belongs to pool {0}: a host serves one pool; remove it there first (ev host-remove)")]
+    PoolExists(String),
+    #[error("there is no pool yet: make one with ev pool-create")]
+    NoPool,
+    #[error(
+        "{0:?} is no valid name: use 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
+    )]
+    BadName(String),
+    #[error("the name {0} is taken: choose another one")]
+    NameTaken(String),
+    #[error("the token is not known to this pool: ask for a new one (ev host-token)")]
+    TokenUnknown,
+    #[error("the token was used already; it works once: ask for a new one (ev host-token)")]
+    TokenUsed,
+    #[error("the token has expired: ask for a new one (ev host-token)")]
+    TokenExpired,
+    #[error("the pool has {0} members, the most that it can have: remove one first")]
+    TooManyMembers(usize),
+    #[error("no such member: ev host-list shows them")]
+    NoSuchMember,
+    #[error("{host} still holds replicas of {vms}: unprotect or delete those VMs first")]
+    HostInUse { host: String, vms: String },
+    #[error("{0} is the only host of the pool and can't be removed")]
+    LastHost(String),
+    #[error("no such network: ev network-list shows them")]
+    NoSuchNetwork,
+    #[error("network {network} is used by {vms}: unplug or delete those VMs first")]
+    NetworkInUse { network: String, vms: String },
+    #[error("the pool has {0} of these, the most that it can have")]
+    TooMany(usize),
+    #[error("no such VM: ev vm-list shows them")]
+    NoSuchVm,
+    #[error("{0} runs: end it first (ev pvm-shutdown)")]
+    VmRuns(String),
+    #[error("disk {index} has {size_bytes} bytes, which is not a multiple of 512: round it up")]
+    DiskSize { index: usize, size_bytes: u64 },
+    #[error("a VM has at most {max} {what}: this one would have {asked}")]
+    TooManyDevices { what: String, max: usize, asked: usize },
+    #[error("a VM needs at least one {0}")]
+    TooFewDevices(String),
+    #[error("the MAC address {0} is used by another NIC of the pool: choose another one")]
+    MacTaken(String),
+    #[error("level {level} needs {needed} hosts, and {given} were given")]
+    WrongHostCount { level: u8, needed: usize, given: usize },
+    #[error("{0} is the active host and can't be left out: it holds the running guest's replica")]
+    ActiveHostLeftOut(String),
+    #[error("no host with a good replica of every disk would be left")]
+    NoGoodReplicaLeft,
+    #[error("the record has moved on to generation {}", .0.generation)]
+    Superseded(Authority),
+    #[error("the last good replica of a disk can't be given up")]
+    LastGoodReplica,
+    #[error("that host is not one of the VM's hosts")]
+    NotAHostOfTheVm,
+    #[error("that host lacks a good replica of some disk, so it can't run the VM")]
+    ReplicaNotGood,
+    #[error("the VM has no such disk")]
+    NoSuchDisk,
+    #[error("the VM is not wished to run")]
+    NotDesired,
+    #[error("the VM does not run")]
+    NotRunning,
+    #[error("{0}")]
+    BadSettings(SettingsFault),
+}
+
+/// A combination of times that would break a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum SettingsFault {
+    #[error("the lease must be 1,000 to 60,000 ms")]
+    Lease,
+    #[error("the report interval must be at least 100 ms and at most a third of the lease")]
+    ReportInterval,
+    #[error("detection must be at least four heartbeats, and a heartbeat at least 20 ms")]
+    Detection,
+    #[error("the partner timeout must be 200 to 30,000 ms")]
+    PartnerTimeout,
+}

@@ -1,0 +1,15 @@
+//! The pool state: one Raft state machine that every member applies, command by command, to the same result.
+//!
+//! `state` says what it holds, `command` what can be asked, `apply` what then happens, `authority` which changes of a
+//! VM's record are allowed. Times and random identities come inside the commands: applying reads no clock.
+
+mod apply;
+mod authority;
+mod command;
+mod state;
+
+pub use command::{Command, Outcome, Refusal};
+pub use state::{
+    Alert, CpuFacts, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState,
+    Settings, Severity, Token, TokenPurpose, VMS_MAX,
+};
