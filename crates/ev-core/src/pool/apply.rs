@@ -174,6 +174,7 @@ impl PoolState {
             active: Some(host),
             standby: None,
             power: Power::Off,
+            clean: true,
             good,
         };
         let vm = Vm {
