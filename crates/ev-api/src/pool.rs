@@ -87,7 +87,7 @@ pub struct JoinedPool {
     pub warnings: Vec<String>,
 }
 
-/// `POST /v1/tokens/host`: a one-time token for a joining host; `POST /v1/tokens/quorum` for a quorum server.
+/// `POST /v1/tokens/host`: a one-time token for a joining host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinTokenRequest {
     /// How long the token can be used.
@@ -121,14 +121,13 @@ pub struct TokenView {
     pub created: jiff::Timestamp,
 }
 
-/// `POST /v1/quorum-servers`: takes in a quorum server that waits to be taken in.
+/// `POST /v1/quorum-servers`: takes in a quorum server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuorumAdd {
+    /// What to call it.
     pub name: String,
-    /// Its peer address.
-    pub address: SocketAddr,
-    /// The one-time code that the quorum server shows.
-    pub code: String,
+    /// The line that `ev-quorumd invite` prints on the quorum server.
+    pub invitation: String,
 }
 
 /// `POST /v1/networks`.

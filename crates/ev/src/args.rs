@@ -96,12 +96,13 @@ pub enum Command {
 
     /// Take a quorum server into the pool, online
     #[command(
-        after_help = "Example:\n  ev quorum-add --token       (shows a one-time token; give it to ev-quorumd join on the third machine)"
+        after_help = "Example:\n  ev-quorumd invite                 (on the quorum server; prints an invitation)\n  ev quorum-add third INVITATION    (on a host of the pool)"
     )]
     QuorumAdd {
-        /// Minutes until the token expires
-        #[arg(long, default_value_t = 60, value_name = "MINUTES")]
-        valid: u32,
+        /// What to call it
+        name: String,
+        /// The line that `ev-quorumd invite` printed on the quorum server
+        invitation: String,
     },
     /// Remove a quorum server from the pool, online
     QuorumRemove { name: String },

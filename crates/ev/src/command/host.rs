@@ -2,7 +2,7 @@
 
 use ev_api::client::{Client, escape};
 use ev_api::host::HostView;
-use ev_api::pool::{JoinPool, JoinToken, JoinTokenRequest, JoinedPool};
+use ev_api::pool::{JoinPool, JoinToken, JoinTokenRequest, JoinedPool, QuorumAdd};
 use ev_api::vm::Done;
 use hyper::Method;
 
@@ -14,13 +14,19 @@ use crate::output::{self, table, time, word, yes_no};
 /// Joining waits for the consensus group to change.
 const JOIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 
-pub async fn token(client: &Client, format: Format, kind: &str, minutes: u32) -> Result<(), Failure> {
+pub async fn token(client: &Client, format: Format, minutes: u32) -> Result<(), Failure> {
     let request = JoinTokenRequest { valid_s: u64::from(minutes) * 60 };
-    let token: JoinToken = client.post(&format!("/v1/tokens/{kind}"), &request).await?;
-    let command = if kind == "host" { "ev host-join" } else { "ev-quorumd join" };
+    let token: JoinToken = client.post("/v1/tokens/host", &request).await?;
     output::show(format, &token, |token| {
-        format!("{}\n\nUse it once, before {}: {command} TOKEN", token.token, time(token.expires))
+        format!("{}\n\nUse it once, before {}: ev host-join TOKEN", token.token, time(token.expires))
     })
+}
+
+pub async fn quorum_add(client: &Client, name: String, invitation: String) -> Result<(), Failure> {
+    let request = QuorumAdd { name, invitation };
+    let done: Done = client.json(Method::POST, "/v1/quorum-servers", Some(&request), JOIN_TIMEOUT).await?;
+    print_notes(&done);
+    Ok(())
 }
 
 pub async fn join(global: &Global, token: String, accept_cpu_difference: bool) -> Result<(), Failure> {
