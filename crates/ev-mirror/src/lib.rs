@@ -6,3 +6,4 @@ pub mod link;
 pub mod metadata;
 pub mod nbd;
 pub mod receive;
+pub mod undo;

@@ -23,6 +23,7 @@ pub mod superblock;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use file::sync_folder;
 pub use file::{CreateError, LoadedMaps, MetadataFile, OpenError, Slots, UpdateError};
 pub use map::{MapPage, MapPageError, RegionMap};
 pub use superblock::{KeptState, MetadataVersion, ReplicaHealth, Superblock, SuperblockError, UndoMethod};
