@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::authority;
-use super::command::{Command, Outcome, Refusal, SettingsFault};
+use super::command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 use super::state::{
     Alert, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState, Settings,
     Severity, Token, VMS_MAX,
@@ -17,18 +17,27 @@ const NAME_BYTES_MAX: usize = 63;
 
 impl PoolState {
     /// Applies one command. A refused one changes nothing.
-    pub fn apply(&mut self, command: Command) -> Outcome {
-        self.try_apply(command).unwrap_or_else(Outcome::Refused)
+    pub fn apply(&mut self, Stamped { unix_ms, command }: Stamped) -> Outcome {
+        let note = self.note_before(&command);
+        match self.try_apply(unix_ms, command) {
+            Ok(outcome) => {
+                if let Some(note) = note {
+                    self.add_event(unix_ms, note.severity, note.object, note.text);
+                }
+                outcome
+            }
+            Err(refusal) => Outcome::Refused(refusal),
+        }
     }
 
-    fn try_apply(&mut self, command: Command) -> Result<Outcome, Refusal> {
+    fn try_apply(&mut self, unix_ms: u64, command: Command) -> Result<Outcome, Refusal> {
         match command {
             Command::PoolCreate { pool, first, network, admin_token } => {
                 self.create(pool, *first, network, admin_token)
             }
             Command::AdminTokenAdd { hash } => Ok(self.add_admin_token(hash)),
             Command::TokenAdd { hash, token } => Ok(self.add_token(hash, token)),
-            Command::MemberJoin { token_hash, now_unix_ms, member } => self.join(&token_hash, now_unix_ms, *member),
+            Command::MemberJoin { token_hash, member } => self.join(&token_hash, unix_ms, *member),
             Command::MemberAdd { member } => self.add_member(*member),
             Command::MemberUpdate { member } => self.update_member(*member),
             Command::MemberRemove { id } => self.remove_member(id),
@@ -41,12 +50,12 @@ impl PoolState {
             Command::VmDesire { id, desired } => self.desire(id, desired),
             Command::VmPlace { id, level, hosts } => self.place(id, level, hosts),
             Command::VmAuthority { id, if_generation, change } => self.change_authority(id, if_generation, &change),
-            Command::EventAdd { unix_ms, severity, object, text } => {
+            Command::EventAdd { severity, object, text } => {
                 self.add_event(unix_ms, severity, object, text);
                 Ok(Outcome::Done)
             }
             Command::AlertRaise { key, alert } => Ok(self.raise_alert(key, alert)),
-            Command::AlertClear { key, unix_ms } => Ok(self.clear_alert(&key, unix_ms)),
+            Command::AlertClear { key } => Ok(self.clear_alert(&key, unix_ms)),
         }
     }
 
@@ -291,7 +300,7 @@ impl PoolState {
         Ok(Outcome::Authority(vm.authority.clone()))
     }
 
-    fn add_event(&mut self, unix_ms: u64, severity: Severity, object: String, text: String) {
+    pub(super) fn add_event(&mut self, unix_ms: u64, severity: Severity, object: String, text: String) {
         self.events.push_back(Event { number: self.next_event, unix_ms, severity, object, text });
         self.next_event += 1;
         while self.events.len() > EVENTS_MAX {

@@ -9,7 +9,16 @@ use crate::authority::{Authority, AuthorityChange};
 use crate::ids::{Generation, HostId, MemberId, NetworkId, VmId};
 use crate::vm::{Desired, Level, VmConfig};
 
-/// A command; one entry of the replicated log.
+/// A command and the time at which the member that proposed it did so: one entry of the replicated log. State changes
+/// are recorded as events at that time, by applying, so none can be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+    pub command: Command,
+}
+
+/// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Brings the pool into being, with its first host, network and administrator's token (hash).

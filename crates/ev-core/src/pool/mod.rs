@@ -6,9 +6,10 @@
 mod apply;
 mod authority;
 mod command;
+mod events;
 mod state;
 
-pub use command::{Command, Outcome, Refusal};
+pub use command::{Command, Outcome, Refusal, Stamped};
 pub use state::{
     Alert, CpuFacts, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState,
     Settings, Severity, Token, TokenPurpose, VMS_MAX,
