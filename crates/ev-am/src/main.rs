@@ -3,6 +3,7 @@
 mod clock;
 mod config;
 mod durable;
+mod guest;
 mod links;
 mod lock;
 mod master;
