@@ -39,7 +39,6 @@ pub enum Command {
     /// The member's `id` is set by the state: see [`Outcome::MemberAdded`].
     MemberJoin {
         token_hash: String,
-        now_unix_ms: u64,
         member: Box<Member>,
     },
     /// Adds a quorum server that was enlisted by the pool master itself.
@@ -95,7 +94,6 @@ pub enum Command {
         change: AuthorityChange,
     },
     EventAdd {
-        unix_ms: u64,
         severity: Severity,
         object: String,
         text: String,
@@ -107,7 +105,6 @@ pub enum Command {
     },
     AlertClear {
         key: String,
-        unix_ms: u64,
     },
 }
 
