@@ -2,7 +2,9 @@
 
 mod ci;
 mod guests;
+mod packages;
 mod run;
+mod second_qemu;
 mod setup;
 mod tidy;
 

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{cargo, heading, quiet, show};
+use crate::second_qemu;
 
 /// Packages that the product, its guests, its tests and its benchmarks use.
 const PACKAGES: [&str; 18] = [
@@ -42,6 +43,7 @@ pub fn run() -> Result<()> {
         heading(&format!("installing {}", missing.join(" ")));
         install(&missing)?;
     }
+    second_qemu::ensure()?;
     if Command::new("cargo-nextest").arg("--version").output().is_err() {
         heading("installing cargo-nextest");
         show(cargo().args(["install", "--locked", "cargo-nextest"]))?;

@@ -46,9 +46,8 @@ pub fn command(record: &Record, node: &Node, cgroup: &Cgroup, program: &str) -> 
 /// How `ev` and the daemons find their files in a machine of the lab.
 fn environment(plan: &Plan, node: &Node) -> Vec<(&'static str, PathBuf)> {
     match node.kind {
-        NodeKind::Host => vec![("EVD_CONFIG", plan.config_path(node)), ("EV_RUN_DIR", plan.run_dir(node))],
-        NodeKind::QuorumServer => vec![("EV_QUORUMD_CONFIG", plan.config_path(node))],
-        NodeKind::Client => Vec::new(),
+        NodeKind::Host => vec![("EV_SOCKET", plan.run_dir(node).join("evd.sock"))],
+        NodeKind::QuorumServer | NodeKind::Client => Vec::new(),
     }
 }
 

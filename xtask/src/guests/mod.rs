@@ -1,6 +1,11 @@
 //! Guests for the tests and the demo, made from Debian packages and cached below `target/guests`.
 
+mod boot_sector;
+mod cache;
+mod cpio;
 pub mod debian;
+mod kernel;
+mod tiny;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,6 +22,8 @@ pub fn folder() -> PathBuf {
 /// Makes the guests that are not there yet.
 pub fn make() -> Result<()> {
     fs::create_dir_all(folder())?;
+    boot_sector::ensure()?;
+    tiny::ensure()?;
     let image = folder().join(format!("debian-{}.qcow2", debian::RECIPE_VERSION));
     if !image.exists() {
         heading("making the Debian guest (one to three minutes)");
