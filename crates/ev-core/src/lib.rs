@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+pub mod availability;
 pub mod ids;
 pub mod pool;
 pub mod report;

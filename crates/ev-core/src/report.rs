@@ -43,6 +43,8 @@ pub enum EndCause {
     Crashed(String),
     /// QEMU could not be started; the text says why.
     StartFailed(String),
+    /// The record names another host, or another start.
+    Superseded,
     /// The lease ran out and the grace time after it too.
     LeaseLost,
 }

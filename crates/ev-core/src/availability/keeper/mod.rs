@@ -1,0 +1,370 @@
+//! What one Availability Manager may and must do with its guest: run it, pause it, end it, let it be seen.
+//!
+//! ```text
+//!             Start                        lease over                 grace over
+//!  Absent ────────────► Starting ─► Running ─────────► Paused ───────────────────► Ending ─► Ended
+//!    │                                 ▲                  │                          ▲
+//!    │ the marker says that a guest    └──────────────────┘                          │
+//!    │ was started here and is gone         lease back            the record moved on, or it is wished off
+//!    └──────────────────────────────────────────────────────────────────────────────────────► Ended
+//! ```
+//!
+//! - *Absent → Starting*: the record names this host active, `power: On { since }`, and no guest was started here under
+//!   `since` before; a master was heard since this process began; at levels 1 and 2 the lease is valid.
+//! - *Running → Paused → Running*: the lease ran out, and came back under the same `since`.
+//! - *→ Ending*: the record no longer names this host, or names a later `since`; or the user wishes it off by force; or
+//!   the grace time is over.
+//! - *Ended* is final for its `since`: only a new record starts a guest again.
+//!
+//! The gate is opened until the end of the lease, never "until told otherwise": it closes by time alone.
+
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::authority::{Authority, AuthorityChange, Power};
+use crate::ids::{DiskId, Generation, HostId};
+use crate::report::{EndCause, GuestState};
+use crate::time::Instant;
+use crate::vm::{Desired, Level, Vm};
+
+/// How long a proposal may go without an answer before it is made again.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How often a guest that was asked to power down is asked again: a guest that is still booting misses the first time.
+const POWER_DOWN_REPEAT: Duration = Duration::from_secs(5);
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A committed state of the VM, from the pool master's answer or from this host's copy of the pool state. Older ones
+    /// than the newest known are ignored.
+    Vm(Box<Vm>),
+    /// The pool master says that the VM no longer exists.
+    VmGone,
+    /// The pool master answered a report that was sent at `asked_at`, with or without a lease.
+    Directive {
+        asked_at: Instant,
+        lease: Option<Duration>,
+    },
+    /// At the start of this process: QEMU was found alive, started under `since` by a process before.
+    Attached {
+        since: Generation,
+        paused: Paused,
+    },
+    /// QEMU runs the guest that [`Action::Start`] asked for.
+    Started,
+    /// QEMU could not be started, or ended (then `clean` says whether all replicas were flushed afterwards).
+    Ended {
+        cause: EndCause,
+        clean: bool,
+    },
+    /// [`Action::Pause`] and [`Action::Resume`] have taken effect.
+    PausedNow,
+    ResumedNow,
+    /// A disk can't go on under the present record (its acknowledgements wait).
+    ReplicaLost {
+        disk: DiskId,
+        host: HostId,
+    },
+    /// A copy to this replica is complete and flushed.
+    ReplicaGood {
+        disk: DiskId,
+        host: HostId,
+    },
+    /// The answer to the last proposal; the record, if it changed, comes as [`Event::Vm`] or here.
+    ProposalAnswered {
+        record: Option<Authority>,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// Whether an attached guest was found paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paused {
+    Yes,
+    No,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Tell each disk its role under this record.
+    SetRoles {
+        record: Authority,
+        role: Role,
+    },
+    /// Write the marker durably, then start QEMU.
+    Start {
+        since: Generation,
+    },
+    /// Ask the guest to power down (ACPI).
+    PowerDown,
+    Pause,
+    Resume,
+    /// Kill QEMU, then report [`Event::Ended`] with this cause.
+    End {
+        cause: EndCause,
+    },
+    /// Ask the pool master for a change of the record.
+    Propose {
+        seen: Generation,
+        change: AuthorityChange,
+    },
+    /// Set the gate that acknowledgements and frames pass.
+    Gate(Gate),
+    /// This host has nothing to do with the VM any more: stop serving and exit.
+    Leave,
+}
+
+/// How far the gate is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    Closed,
+    OpenUntil(Instant),
+    /// Level 0: no other host can run the VM.
+    Open,
+}
+
+/// What this host is for the VM's disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Serves the guest and writes both replicas.
+    Coordinator { partner: Option<HostId> },
+    /// Holds a replica that the active host's AM writes.
+    Replica { coordinator: Option<HostId> },
+}
+
+/// The guest on this host, as far as decisions go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Guest {
+    Absent,
+    Starting { since: Generation },
+    Running { since: Generation },
+    Pausing { since: Generation },
+    Paused { since: Generation },
+    Resuming { since: Generation },
+    Ending { since: Generation },
+    Ended { since: Generation, cause: EndCause, clean: bool },
+}
+
+impl Guest {
+    /// The record under which the guest is (or is coming) alive.
+    fn alive_since(&self) -> Option<Generation> {
+        match self {
+            Self::Absent | Self::Ended { .. } => None,
+            Self::Starting { since }
+            | Self::Running { since }
+            | Self::Pausing { since }
+            | Self::Paused { since }
+            | Self::Resuming { since }
+            | Self::Ending { since } => Some(*since),
+        }
+    }
+}
+
+/// The engine. One task owns it.
+#[derive(Debug)]
+pub struct Keeper {
+    host: HostId,
+    grace: Duration,
+    vm: Vm,
+    gone: bool,
+    /// Whether a master answered since this process began.
+    heard_master: bool,
+    /// End of the newest lease.
+    lease_until: Option<Instant>,
+    /// When the lease was last seen to be over, for the grace time.
+    without_lease_since: Option<Instant>,
+    /// The durable marker: the newest `since` under which a guest was started here.
+    started: Generation,
+    guest: Guest,
+    /// What the disks wish for, and the record does not say yet.
+    wishes: BTreeSet<Wish>,
+    proposal: Option<(Generation, Instant)>,
+    roles_set: Option<(Generation, Role)>,
+    gate_set: Gate,
+    power_down_asked: Option<Instant>,
+    left: bool,
+}
+
+/// A change that a disk asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wish {
+    Lost(DiskId, HostId),
+    Good(DiskId, HostId),
+}
+
+impl Keeper {
+    /// `vm` is what the configuration file says, `started` what the durable marker says ([`Generation::NONE`]: nothing).
+    #[must_use]
+    pub fn new(host: HostId, grace: Duration, vm: Vm, started: Generation) -> Self {
+        Self {
+            host,
+            grace,
+            vm,
+            gone: false,
+            heard_master: false,
+            lease_until: None,
+            without_lease_since: None,
+            started,
+            guest: Guest::Absent,
+            wishes: BTreeSet::new(),
+            proposal: None,
+            roles_set: None,
+            gate_set: Gate::Closed,
+            power_down_asked: None,
+            left: false,
+        }
+    }
+
+    /// Takes in what happened and appends what is to be done. Times must not run backwards.
+    pub fn step(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        self.take_in(now, event);
+        if !self.left {
+            self.settle(now, out);
+        }
+    }
+
+    /// The newest record known.
+    #[must_use]
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The guest for the report.
+    #[must_use]
+    pub fn guest_state(&self) -> GuestState {
+        match &self.guest {
+            Guest::Absent => GuestState::Absent,
+            Guest::Starting { since } => GuestState::Starting { since: *since },
+            Guest::Running { since } | Guest::Resuming { since } | Guest::Ending { since } => {
+                GuestState::Running { since: *since }
+            }
+            Guest::Pausing { since } | Guest::Paused { since } => GuestState::Paused { since: *since },
+            Guest::Ended { since, cause, clean } => {
+                GuestState::Ended { since: *since, cause: cause.clone(), clean: *clean }
+            }
+        }
+    }
+
+    fn take_in(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Vm(vm) => self.adopt(*vm),
+            Event::VmGone => {
+                self.gone = true;
+                self.heard_master = true;
+            }
+            Event::Directive { asked_at, lease } => {
+                self.heard_master = true;
+                if let Some(duration) = lease {
+                    let until = asked_at.after(duration);
+                    self.lease_until = Some(self.lease_until.map_or(until, |old| old.max(until)));
+                }
+            }
+            Event::Attached { since, paused } => {
+                self.started = self.started.max(since);
+                self.guest = match paused {
+                    Paused::Yes => Guest::Paused { since },
+                    Paused::No => Guest::Running { since },
+                };
+            }
+            Event::Started => self.on_started(),
+            Event::Ended { cause, clean } => self.on_ended(cause, clean),
+            Event::PausedNow => {
+                if let Guest::Pausing { since } = self.guest {
+                    self.guest = Guest::Paused { since };
+                }
+            }
+            Event::ResumedNow => {
+                if let Guest::Resuming { since } = self.guest {
+                    self.guest = Guest::Running { since };
+                }
+            }
+            Event::ReplicaLost { disk, host } => {
+                self.wishes.remove(&Wish::Good(disk, host));
+                self.wishes.insert(Wish::Lost(disk, host));
+            }
+            Event::ReplicaGood { disk, host } => {
+                self.wishes.remove(&Wish::Lost(disk, host));
+                self.wishes.insert(Wish::Good(disk, host));
+            }
+            Event::ProposalAnswered { record } => {
+                self.proposal = None;
+                if let Some(record) = record.filter(|record| record.generation > self.vm.authority.generation) {
+                    self.vm.authority = record;
+                }
+            }
+            Event::Tick => {}
+        }
+        self.note_lease(now);
+    }
+
+    /// A record of the same generation can still bring another wish, name or level.
+    fn adopt(&mut self, vm: Vm) {
+        if vm.authority.generation >= self.vm.authority.generation {
+            self.vm = vm;
+        }
+    }
+
+    fn on_started(&mut self) {
+        if let Guest::Starting { since } = self.guest {
+            self.guest = Guest::Running { since };
+        }
+    }
+
+    fn on_ended(&mut self, cause: EndCause, clean: bool) {
+        if let Some(since) = self.guest.alive_since() {
+            self.guest = Guest::Ended { since, cause, clean };
+        }
+        self.power_down_asked = None;
+    }
+
+    fn note_lease(&mut self, now: Instant) {
+        if self.lease_is_valid(now) {
+            self.without_lease_since = None;
+        } else if self.without_lease_since.is_none() {
+            self.without_lease_since = Some(now);
+        }
+    }
+
+    fn needs_lease(&self) -> bool {
+        match self.vm.level {
+            Level::Unprotected => false,
+            Level::Restart | Level::Component => true,
+        }
+    }
+
+    fn lease_is_valid(&self, now: Instant) -> bool {
+        !self.needs_lease() || self.lease_until.is_some_and(|until| now < until)
+    }
+
+    fn is_active(&self) -> bool {
+        self.vm.authority.active == Some(self.host)
+    }
+
+    /// The `since` under which this host is to run the guest by the newest record.
+    fn ordered_since(&self) -> Option<Generation> {
+        match self.vm.authority.power {
+            Power::On { since } if self.is_active() && !self.gone => Some(since),
+            Power::On { .. } | Power::Off => None,
+        }
+    }
+
+    fn wished_off_by_force(&self) -> bool {
+        match self.vm.desired {
+            Desired::ForceOff | Desired::ForceReboot => true,
+            Desired::Running | Desired::Shutdown | Desired::Reboot => false,
+        }
+    }
+
+    fn wished_to_power_down(&self) -> bool {
+        match self.vm.desired {
+            Desired::Shutdown | Desired::Reboot => true,
+            Desired::Running | Desired::ForceOff | Desired::ForceReboot => false,
+        }
+    }
+}

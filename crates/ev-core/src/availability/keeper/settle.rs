@@ -1,0 +1,157 @@
+//! From what is known to what is to be done. Called after each event; each part asks for nothing that was asked for already.
+
+use super::{Action, EndCause, Gate, Guest, Keeper, POWER_DOWN_REPEAT, PROPOSAL_TIMEOUT, Role, Wish};
+use crate::authority::AuthorityChange;
+use crate::ids::Generation;
+use crate::time::Instant;
+
+impl Keeper {
+    pub(super) fn settle(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.settle_guest(now, out);
+        self.settle_gate(now, out);
+        if self.has_no_business_here() {
+            if self.guest.alive_since().is_none() {
+                self.left = true;
+                out.push(Action::Leave);
+            }
+            return;
+        }
+        self.settle_roles(out);
+        self.settle_wishes(now, out);
+    }
+
+    fn has_no_business_here(&self) -> bool {
+        self.gone || !self.vm.hosts.contains(&self.host)
+    }
+
+    fn settle_guest(&mut self, now: Instant, out: &mut Vec<Action>) {
+        match self.guest.alive_since() {
+            Some(since) => self.settle_living(now, since, out),
+            None => self.settle_start(now, out),
+        }
+    }
+
+    fn settle_start(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(since) = self.ordered_since() else {
+            if let Guest::Ended { .. } = self.guest {
+                self.guest = Guest::Absent;
+            }
+            return;
+        };
+        if matches!(self.guest, Guest::Ended { since: ended, .. } if ended == since) {
+            return;
+        }
+        if self.started >= since {
+            let cause = EndCause::Crashed("it was started here and is gone: the host or QEMU died".to_owned());
+            self.guest = Guest::Ended { since, cause, clean: false };
+        } else if self.wished_off_by_force() {
+            self.guest = Guest::Ended { since, cause: EndCause::Forced, clean: true };
+        } else if self.heard_master && self.lease_is_valid(now) {
+            self.started = since;
+            self.guest = Guest::Starting { since };
+            out.push(Action::Start { since });
+        }
+    }
+
+    fn settle_living(&mut self, now: Instant, since: Generation, out: &mut Vec<Action>) {
+        if let Guest::Ending { .. } = self.guest {
+            return;
+        }
+        if self.ordered_since() != Some(since) {
+            return self.end(since, EndCause::Superseded, out);
+        }
+        if self.wished_off_by_force() {
+            return self.end(since, EndCause::Forced, out);
+        }
+        let grace_over = self.without_lease_since.is_some_and(|from| now.since(from) >= self.grace);
+        let valid = self.lease_is_valid(now);
+        match self.guest {
+            Guest::Running { .. } if !valid => {
+                self.guest = Guest::Pausing { since };
+                out.push(Action::Pause);
+            }
+            Guest::Paused { .. } if valid => {
+                self.guest = Guest::Resuming { since };
+                out.push(Action::Resume);
+            }
+            Guest::Paused { .. } | Guest::Pausing { .. } if grace_over => self.end(since, EndCause::LeaseLost, out),
+            Guest::Running { .. } => self.settle_power_down(now, out),
+            Guest::Absent
+            | Guest::Starting { .. }
+            | Guest::Pausing { .. }
+            | Guest::Paused { .. }
+            | Guest::Resuming { .. }
+            | Guest::Ending { .. }
+            | Guest::Ended { .. } => {}
+        }
+    }
+
+    fn end(&mut self, since: Generation, cause: EndCause, out: &mut Vec<Action>) {
+        self.guest = Guest::Ending { since };
+        out.push(Action::End { cause });
+    }
+
+    fn settle_power_down(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !self.wished_to_power_down() {
+            self.power_down_asked = None;
+        } else if self.power_down_asked.is_none_or(|at| now.since(at) >= POWER_DOWN_REPEAT) {
+            self.power_down_asked = Some(now);
+            out.push(Action::PowerDown);
+        }
+    }
+
+    /// The gate is open for a guest that the newest known record orders, and for the time of the lease.
+    fn settle_gate(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let ordered = self.guest.alive_since().is_some() && self.guest.alive_since() == self.ordered_since();
+        let ending = matches!(self.guest, Guest::Ending { .. });
+        let gate = match self.lease_until {
+            _ if !ordered || ending => Gate::Closed,
+            _ if !self.needs_lease() => Gate::Open,
+            Some(until) if now < until => Gate::OpenUntil(until),
+            Some(_) | None => Gate::Closed,
+        };
+        if gate != self.gate_set {
+            self.gate_set = gate;
+            out.push(Action::Gate(gate));
+        }
+    }
+
+    fn settle_roles(&mut self, out: &mut Vec<Action>) {
+        let record = &self.vm.authority;
+        let role = if self.is_active() {
+            let partner = self.vm.hosts.iter().copied().find(|host| *host != self.host);
+            Role::Coordinator { partner }
+        } else {
+            Role::Replica { coordinator: record.active }
+        };
+        if self.roles_set != Some((record.generation, role)) {
+            self.roles_set = Some((record.generation, role));
+            out.push(Action::SetRoles { record: record.clone(), role });
+        }
+    }
+
+    /// One proposal at a time, each at the newest generation known.
+    fn settle_wishes(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let record = &self.vm.authority;
+        let hosts = &self.vm.hosts;
+        self.wishes.retain(|wish| match wish {
+            Wish::Lost(disk, host) => record.good.get(disk).is_some_and(|good| good.contains(host)),
+            Wish::Good(disk, host) => {
+                hosts.contains(host) && record.good.get(disk).is_some_and(|good| !good.contains(host))
+            }
+        });
+        if !self.is_active() {
+            self.wishes.clear();
+        }
+        if self.proposal.is_some_and(|(seen, at)| seen == record.generation && now.since(at) < PROPOSAL_TIMEOUT) {
+            return;
+        }
+        let Some(wish) = self.wishes.first() else { return };
+        let change = match *wish {
+            Wish::Lost(disk, host) => AuthorityChange::ReplicaLost { disk, host },
+            Wish::Good(disk, host) => AuthorityChange::ReplicaGood { disk, host },
+        };
+        self.proposal = Some((record.generation, now));
+        out.push(Action::Propose { seen: record.generation, change });
+    }
+}
