@@ -1,1 +1,156 @@
-//! x
+//! What the pool master decides for all guests: which host is dead, which guest is started where, what is wrong.
+//!
+//! Only the Raft leader runs it, and it only proposes: each decision is a conditional commit that the pool state may refuse.
+//!
+//! A guest is given to another host when *all* of this holds:
+//! - its active host was silent for the detection time: no heartbeat on any path and no report of the guest's AM (or the
+//!   host lives but that AM has been silent for much longer: then it is stuck or can't be started);
+//! - every lease that it may hold has run out, and 5 % more for clocks that run at different rates. A new master does
+//!   not know what its predecessor granted, and waits that long from its own election;
+//! - the other host is alive and holds a good replica of every disk.
+//!
+//! `hosts` says who is alive, `guests` what becomes of each guest, `alerts` what a person should know.
+
+mod alerts;
+mod guests;
+mod hosts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::authority::{AuthorityChange, Power};
+use crate::ids::{Generation, HostId, VmId};
+use crate::pool::{Command, PoolState};
+use crate::report::AmReport;
+use crate::time::Instant;
+use crate::vm::{Level, Vm};
+
+pub use hosts::{HostView, Path};
+
+/// Clocks of two machines may run at rates that differ by this much: a hundredth part is a hundred times what quartz does.
+const CLOCK_ALLOWANCE_PERCENT: u32 = 5;
+/// A proposal without a visible result is made again after this time.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The engine. One task owns it.
+#[derive(Debug)]
+pub struct Master {
+    /// The member that runs this engine.
+    me: HostId,
+    leader_since: Option<Instant>,
+    heard: BTreeMap<(HostId, Path), Instant>,
+    reports: BTreeMap<(VmId, HostId), (Instant, AmReport)>,
+    /// Latest time, on this clock, at which a lease that was granted here can still count.
+    granted_until: BTreeMap<VmId, Instant>,
+    /// Proposals under way: no second one for the same generation, and no lease under a record that is to go.
+    pending: BTreeMap<VmId, (Generation, Instant)>,
+    restarts: BTreeMap<VmId, guests::Restarts>,
+    /// Since when a guest of a lower start order has been awaited.
+    waiting_since: BTreeMap<VmId, Instant>,
+}
+
+impl Master {
+    #[must_use]
+    pub fn new(me: HostId) -> Self {
+        Self {
+            me,
+            leader_since: None,
+            heard: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            granted_until: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            waiting_since: BTreeMap::new(),
+        }
+    }
+
+    /// This member was elected: nothing that a predecessor knew is known here, but for the heartbeats.
+    pub fn elected(&mut self, now: Instant) {
+        let heard = std::mem::take(&mut self.heard);
+        *self = Self { leader_since: Some(now), heard, ..Self::new(self.me) };
+    }
+
+    /// This member leads no longer.
+    pub fn deposed(&mut self) {
+        self.leader_since = None;
+    }
+
+    /// Whether this engine believes that it leads.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leader_since.is_some()
+    }
+
+    /// A heartbeat of a host came in on a path. Taken in also while not leading, so that a new master is not blind.
+    pub fn heartbeat(&mut self, now: Instant, host: HostId, path: Path) {
+        self.heard.insert((host, path), now);
+    }
+
+    /// An AM reported. Returns the lease to grant. The caller must have confirmed, *after* the report came in, that this member
+    /// still leads (a Raft read index), and `state` must be at least as new as that confirmation.
+    pub fn report(&mut self, now: Instant, report: AmReport, state: &PoolState) -> Option<Duration> {
+        self.leader_since?;
+        let (id, host) = (report.vm, report.host);
+        self.reports.insert((id, host), (now, report));
+        let vm = state.vms.get(&id)?;
+        let lease = Duration::from_millis(state.settings.lease_ms);
+        let may_run = vm.authority.active == Some(host) && matches!(vm.authority.power, Power::On { .. });
+        let replaced = self.pending_change(now, vm);
+        if !may_run || replaced || vm.level == Level::Unprotected {
+            return None;
+        }
+        self.granted_until.insert(id, now.after(with_allowance(lease)));
+        Some(lease)
+    }
+
+    /// The newest report of a VM's AM on a host, and when it came.
+    #[must_use]
+    pub fn last_report(&self, vm: VmId, host: HostId) -> Option<(Instant, &AmReport)> {
+        self.reports.get(&(vm, host)).map(|(at, report)| (*at, report))
+    }
+
+    /// Looks at everything and appends the commands to propose. Call it when something changed and every 50 to 100 ms.
+    /// `unix_ms` stamps alerts.
+    pub fn tick(&mut self, now: Instant, unix_ms: u64, state: &PoolState, out: &mut Vec<Command>) {
+        if self.leader_since.is_none() || state.pool.is_none() {
+            return;
+        }
+        self.forget_what_is_gone(state);
+        self.settle_guests(now, state, out);
+        self.settle_alerts(now, unix_ms, state, out);
+    }
+
+    fn forget_what_is_gone(&mut self, state: &PoolState) {
+        self.reports.retain(|(vm, host), _| state.vms.get(vm).is_some_and(|vm| vm.hosts.contains(host)));
+        self.granted_until.retain(|vm, _| state.vms.contains_key(vm));
+        self.restarts.retain(|vm, _| state.vms.contains_key(vm));
+        self.waiting_since.retain(|vm, _| state.vms.contains_key(vm));
+        self.pending.retain(|vm, (seen, _)| state.vms.get(vm).is_some_and(|vm| vm.authority.generation == *seen));
+        self.heard.retain(|(host, _), _| state.members.contains_key(host));
+    }
+
+    /// Whether a change of this record was proposed and may yet be committed.
+    fn pending_change(&self, now: Instant, vm: &Vm) -> bool {
+        self.pending
+            .get(&vm.id)
+            .is_some_and(|(seen, at)| *seen == vm.authority.generation && now.since(*at) < PROPOSAL_TIMEOUT)
+    }
+
+    fn propose(&mut self, now: Instant, vm: &Vm, change: AuthorityChange, out: &mut Vec<Command>) {
+        self.pending.insert(vm.id, (vm.authority.generation, now));
+        out.push(Command::VmAuthority { id: vm.id, if_generation: vm.authority.generation, change });
+    }
+
+    /// Whether no lease that the active host may hold for this VM can still count.
+    fn lease_surely_over(&self, now: Instant, vm: &Vm, state: &PoolState) -> bool {
+        let lease = with_allowance(Duration::from_millis(state.settings.lease_ms));
+        let Some(since) = self.leader_since else { return false };
+        now >= since.after(lease) && self.granted_until.get(&vm.id).is_none_or(|until| now >= *until)
+    }
+}
+
+fn with_allowance(lease: Duration) -> Duration {
+    lease + lease * CLOCK_ALLOWANCE_PERCENT / 100
+}
