@@ -36,6 +36,8 @@ pub enum PeerRequest {
     LibraryRead { blake3: String, offset: u64 },
     /// A command for the pool state, already checked by the sender and encoded by `ev-pool` (hosts only).
     Command { body: Vec<u8> },
+    /// How do you stand in the consensus group? Asked before an election, and to find who does not answer.
+    Standing,
 }
 
 /// Which Raft message a [`PeerRequest::Raft`] is.
@@ -65,6 +67,25 @@ pub enum PeerResponse {
     },
     /// The request was understood and failed; the text says what to do.
     Failed(String),
+    Standing(Standing),
+}
+
+/// How a member stands in the consensus group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The leader, if it was heard within the detection time (or is this member).
+    pub leader: Option<MemberId>,
+    pub term: u64,
+    /// Position of the last entry in its log: term and node of the leader that wrote it, and index.
+    pub last_log: Option<LogPosition>,
+}
+
+/// Position in the consensus log. A greater one is the more recent one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogPosition {
+    pub term: u64,
+    pub leader: MemberId,
+    pub index: u64,
 }
 
 /// What the pool master tells an AM in answer to its report.

@@ -164,33 +164,35 @@ impl PeerClient {
     }
 
     async fn connection(&self, address: SocketAddr) -> Result<(Peer, mpsc::Sender<Outgoing>), CallError> {
-        let state = self.slot(address);
-        let mut state = state.lock().await;
+        let mut state = self.slot(address).lock_owned().await;
         if let Some(connection) = state.connection.as_ref().filter(|one| !one.calls.is_closed()) {
             return Ok((connection.peer, connection.calls.clone()));
         }
         state.connection = None;
-        let now = Instant::now();
         let mut backoff = BACKOFF_FIRST;
         if let Some(failure) = &state.failed {
-            if now < failure.retry_at {
+            if Instant::now() < failure.retry_at {
                 return Err(CallError::Connect { address, reason: failure.reason.clone() });
             }
             backoff = (failure.backoff * 2).min(BACKOFF_MAX);
         }
-        // Noted beforehand, for the caller may lose patience and cancel this in the middle.
-        state.failed = Some(Failure { reason: "no answer".to_owned(), retry_at: now + backoff, backoff });
-        match self.connect(address).await {
-            Ok(connection) => {
-                let found = (connection.peer, connection.calls.clone());
-                *state = SlotState { connection: Some(connection), failed: None };
-                Ok(found)
+        // A task of its own: callers with little patience come and go while the one attempt goes on.
+        let client = self.clone();
+        let attempt = tokio::spawn(async move {
+            match client.connect(address).await {
+                Ok(connection) => {
+                    let found = (connection.peer, connection.calls.clone());
+                    *state = SlotState { connection: Some(connection), failed: None };
+                    Ok(found)
+                }
+                Err(reason) => {
+                    let retry_at = Instant::now() + backoff;
+                    state.failed = Some(Failure { reason: reason.clone(), retry_at, backoff });
+                    Err(CallError::Connect { address, reason })
+                }
             }
-            Err(reason) => {
-                state.failed = Some(Failure { reason: reason.clone(), retry_at: Instant::now() + backoff, backoff });
-                Err(CallError::Connect { address, reason })
-            }
-        }
+        });
+        attempt.await.unwrap_or(Err(CallError::Broken { address }))
     }
 
     fn slot(&self, address: SocketAddr) -> Arc<tokio::sync::Mutex<SlotState>> {

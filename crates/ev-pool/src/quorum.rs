@@ -1,0 +1,1 @@
+//! Taking a quorum server into a pool's service.
