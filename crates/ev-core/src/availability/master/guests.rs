@@ -30,6 +30,14 @@ pub(super) struct Restarts {
     counted: Generation,
 }
 
+/// A guest that has ended, as its AM reported it.
+struct Ended {
+    since: Generation,
+    active: HostId,
+    cause: EndCause,
+    clean: bool,
+}
+
 impl Master {
     pub(super) fn settle_guests(&mut self, now: Instant, state: &PoolState, out: &mut Vec<Command>) {
         let mut vms: Vec<&Vm> = state.vms.values().collect();
@@ -89,19 +97,21 @@ impl Master {
         state: &PoolState,
     ) -> Option<AuthorityChange> {
         let active = vm.authority.active?;
-        let ended = self.reports.get(&(vm.id, active)).and_then(|(at, report)| match &report.guest {
-            GuestState::Ended { since: of, cause, clean } if *of == since => Some((*at, cause.clone(), *clean)),
+        if self.active_is_dead(now, vm, active, state) {
+            return self.takeover(now, vm, active, state);
+        }
+        let (_, report) = self.reports.get(&(vm.id, active))?;
+        match &report.guest {
+            GuestState::Ended { since: of, cause, clean } if *of == since => {
+                let ended = Ended { since, active, cause: cause.clone(), clean: *clean };
+                self.after_end(now, vm, &ended, state)
+            }
             GuestState::Absent
             | GuestState::Starting { .. }
             | GuestState::Running { .. }
             | GuestState::Paused { .. }
             | GuestState::Ended { .. } => None,
-        });
-        if self.active_is_dead(now, vm, active, state) {
-            return self.takeover(now, vm, active, state);
         }
-        let (at, cause, clean) = ended?;
-        self.after_end(at.max(now), vm, since, active, &cause, clean, state)
     }
 
     fn takeover(&self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> Option<AuthorityChange> {
@@ -119,18 +129,9 @@ impl Master {
         Some(AuthorityChange::Start { host: other, clean: false })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one decision table over all that is known of an ended guest")]
-    fn after_end(
-        &mut self,
-        now: Instant,
-        vm: &Vm,
-        since: Generation,
-        active: HostId,
-        cause: &EndCause,
-        clean: bool,
-        state: &PoolState,
-    ) -> Option<AuthorityChange> {
-        match (vm.desired, cause) {
+    fn after_end(&mut self, now: Instant, vm: &Vm, ended: &Ended, state: &PoolState) -> Option<AuthorityChange> {
+        let Ended { active, clean, .. } = *ended;
+        match (vm.desired, &ended.cause) {
             (Desired::Shutdown | Desired::ForceOff, _) | (Desired::Running, EndCause::GuestShutdown) => {
                 Some(AuthorityChange::Ended { clean })
             }
@@ -145,20 +146,13 @@ impl Master {
                 | EndCause::Forced
                 | EndCause::Superseded
                 | EndCause::LeaseLost,
-            ) => self.restart(now, vm, since, active, clean, state),
+            ) => self.restart(now, vm, ended, state),
         }
     }
 
     /// Once at once, then with a pause that doubles; after some failures on the other host, in turn, if it may.
-    fn restart(
-        &mut self,
-        now: Instant,
-        vm: &Vm,
-        since: Generation,
-        active: HostId,
-        clean: bool,
-        state: &PoolState,
-    ) -> Option<AuthorityChange> {
+    fn restart(&mut self, now: Instant, vm: &Vm, ended: &Ended, state: &PoolState) -> Option<AuthorityChange> {
+        let Ended { since, active, clean, .. } = *ended;
         let entry =
             self.restarts.entry(vm.id).or_insert(Restarts { failures: 0, last: now, counted: Generation::NONE });
         if entry.counted != since {
