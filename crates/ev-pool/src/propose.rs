@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ev_core::ids::MemberId;
-use ev_core::pool::{Command, Outcome};
+use ev_core::pool::{Command, Outcome, Stamped};
 use ev_wire::identity::{Peer, Role};
 use ev_wire::peer::{PeerRequest, PeerResponse};
 use openraft::ChangeMembers;
@@ -148,7 +148,9 @@ impl PoolNode {
     }
 
     async fn commit(&self, command: Command, deadline: Instant) -> Attempt {
-        let written = tokio::time::timeout_at(deadline, self.shared.raft.client_write(command)).await;
+        // The master's clock stamps what is committed.
+        let stamped = Stamped { unix_ms: unix_ms(), command };
+        let written = tokio::time::timeout_at(deadline, self.shared.raft.client_write(stamped)).await;
         match written {
             Err(_) => Attempt::Done(Err(ProposeError::Unknown)),
             Ok(Ok(response)) => match response.data {
@@ -317,6 +319,11 @@ impl PoolNode {
             Ok(Err(RaftError::APIError(error))) => Err(change_error(error)),
         }
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn change_error(error: ClientWriteError<u64, openraft::BasicNode>) -> ChangeError {

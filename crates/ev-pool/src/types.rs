@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::net::SocketAddr;
 
 use ev_core::ids::MemberId;
-use ev_core::pool::{Command, Outcome};
+use ev_core::pool::{Outcome, Stamped};
 use openraft::BasicNode;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub enum Applied {
 openraft::declare_raft_types!(
     /// Member numbers, commands of the pool state, snapshots in memory (the pool state is small).
     pub TypeConfig:
-        D = Command,
+        D = Stamped,
         R = Applied,
         NodeId = u64,
         Node = BasicNode,
