@@ -1,1 +1,21 @@
-//! Helpers of the end-to-end scenarios.
+//! Helpers of the end-to-end scenarios: a lab that cleans up after itself, `ev` in its machines, clients of its guests.
+//!
+//! Nothing here sleeps as a way of synchronising: it waits for a state that can be looked at, with a deadline.
+
+mod client;
+mod guests;
+mod lab;
+mod load;
+mod pool;
+mod postgres;
+mod tiny;
+mod wait;
+
+pub use client::{ClientError, in_client};
+pub use guests::{DebianGuest, TinyImage};
+pub use lab::TestLab;
+pub use load::{Load, LoadReport, Service};
+pub use pool::{EvFailure, Pool};
+pub use postgres::Postgres;
+pub use tiny::TinyGuest;
+pub use wait::eventually;

@@ -1,0 +1,82 @@
+//! The guests that `cargo xtask guests` made.
+
+use std::path::{Path, PathBuf};
+
+/// Cargo's target folder: the test program lies in `target/debug/deps`.
+pub(crate) fn programs() -> PathBuf {
+    let own = std::env::current_exe().expect("a running program has a path");
+    let folder = own.parent().expect("a program lies in a folder");
+    if folder.ends_with("deps") {
+        folder.parent().expect("deps lies in a folder").to_owned()
+    } else {
+        folder.to_owned()
+    }
+}
+
+fn guests() -> PathBuf {
+    programs().parent().expect("target/debug lies in target").join("guests")
+}
+
+fn made(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} is missing: run `cargo xtask guests`", path.display());
+    path
+}
+
+fn plain(path: &Path) -> &str {
+    path.to_str().expect("paths of a checkout are text")
+}
+
+/// Kernel and initial RAM disk of the tiny guest; its program is `guests/tiny`.
+#[derive(Debug, Clone)]
+pub struct TinyImage {
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+impl TinyImage {
+    /// # Panics
+    /// If `cargo xtask guests` has not made it.
+    pub fn find() -> Self {
+        let folder = guests().join("tiny");
+        Self { kernel: made(folder.join("vmlinuz")), initrd: made(folder.join("initrd")) }
+    }
+
+    /// The arguments of `ev vm-create` for a guest of that name with one disk and that address on the VM network.
+    pub fn create_arguments(&self, name: &str, disk: &str, address: &str) -> Vec<String> {
+        let append = format!("console=ttyS0 quiet mitigations=off nokaslr ev.address={address}/24");
+        let words = ["vm-create", name, "--memory", "256", "--disk", disk, "--nic", "vm"];
+        let boot = ["--kernel", plain(&self.kernel), "--initrd", plain(&self.initrd), "--append", &append];
+        words.iter().chain(&boot).map(|word| (*word).to_owned()).collect()
+    }
+}
+
+/// Debian 12 with PostgreSQL, in an image that boots by itself.
+#[derive(Debug, Clone)]
+pub struct DebianGuest {
+    image: PathBuf,
+}
+
+impl DebianGuest {
+    /// Its address on the VM network.
+    pub const ADDRESS: &'static str = "10.10.3.20";
+
+    /// # Panics
+    /// If `cargo xtask guests` has not made it.
+    pub fn find() -> Self {
+        let newest = std::fs::read_dir(guests()).ok().and_then(|entries| {
+            let names = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            names.filter(|path| path.extension().is_some_and(|extension| extension == "qcow2")).max()
+        });
+        Self { image: made(newest.unwrap_or_else(|| guests().join("debian.qcow2"))) }
+    }
+
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// The arguments of `ev vm-import` for a guest of that name.
+    pub fn import_arguments(&self, name: &str) -> Vec<String> {
+        let words = ["vm-import", name, plain(&self.image), "--memory", "512", "--nic", "vm"];
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+}
