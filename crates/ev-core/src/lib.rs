@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod availability;
+pub mod candidacy;
 pub mod ids;
 pub mod pool;
 pub mod report;
