@@ -5,14 +5,21 @@
 
 pub mod accelerator;
 pub mod args;
+mod child;
+mod firmware;
 pub mod guest;
 pub mod image;
+mod launch;
+mod log;
+mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod spec;
+mod user;
 
 pub use accelerator::Accelerator;
 pub use guest::{Exit, Guest};
 pub use qemu::{Qemu, QemuInfo, Version};
-pub use qmp::{Event, EventKind, Qmp, QmpError, RunState, ShutdownReason};
+pub use qmp::{Event, EventKind, Qmp, QmpError, RunState, ShutdownReason, Stopped};
 pub use spec::{BootSource, GuestPaths, GuestSpec, StartState};
+pub use user::UserError;

@@ -1,11 +1,13 @@
 //! A QEMU installation: where its program and data are, and what it can do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-use crate::accelerator::Accelerator;
+use tokio::sync::Mutex;
 
 /// How long a question to the program (`-version`, `-machine help`) may take.
 pub const QUESTION_TIME_MAX: Duration = Duration::from_secs(20);
@@ -78,11 +80,21 @@ pub enum ProbeError {
 }
 
 impl Qemu {
-    /// The installation with this program; `data_dir` if its data is not where the program was built to look.
+    /// The installation with this program; `data_dir` if its data is not where the program was built to look. For
+    /// packages unpacked below a folder of their own, the modules are found beside the data.
     #[must_use]
     pub fn at(program: &Path, data_dir: Option<&Path>) -> Self {
-        let _ = data_dir;
-        Self { program: program.to_owned(), data_dirs: Vec::new(), module_dir: None }
+        let Some(data_dir) = data_dir else {
+            return Self { program: program.to_owned(), data_dirs: Vec::new(), module_dir: None };
+        };
+        // Debian keeps SeaBIOS and the VGA BIOSes in a package and folder of their own.
+        let mut data_dirs = vec![data_dir.to_owned()];
+        let share = data_dir.parent();
+        data_dirs.extend(share.map(|share| share.join("seabios")).filter(|dir| dir.is_dir()));
+        data_dirs.push(PathBuf::from("/usr/share/seabios"));
+        let module_dir =
+            share.and_then(Path::parent).map(|usr| usr.join("lib/x86_64-linux-gnu/qemu")).filter(|dir| dir.is_dir());
+        Self { program: program.to_owned(), data_dirs, module_dir }
     }
 
     /// Packages unpacked below `root` (so that `root/usr/bin/qemu-system-x86_64` exists).
@@ -91,17 +103,159 @@ impl Qemu {
         Self::at(&root.join("usr/bin/qemu-system-x86_64"), Some(&root.join("usr/share/qemu")))
     }
 
-    /// What it can do. Asked once per process and program; later calls answer from memory.
+    /// What it can do. Asked once per process and installation; later calls answer from memory.
     ///
     /// # Errors
     /// It can't be run, is too old, or lacks something that every guest needs.
     pub async fn probe(&self) -> Result<QemuInfo, ProbeError> {
-        unimplemented!()
+        static KNOWN: Mutex<BTreeMap<PathBuf, QemuInfo>> = Mutex::const_new(BTreeMap::new());
+        let mut known = KNOWN.lock().await;
+        if let Some(info) = known.get(&self.program) {
+            return Ok(info.clone());
+        }
+        let info = self.probe_now().await?;
+        known.insert(self.program.clone(), info.clone());
+        Ok(info)
     }
 
-    /// How guests run on this host: KVM if a trial guest ran on it to its end, else TCG. Tried once per process and
-    /// program.
-    pub async fn accelerator(&self) -> Accelerator {
-        unimplemented!()
+    async fn probe_now(&self) -> Result<QemuInfo, ProbeError> {
+        let answer = self.ask("-version", &["-version"]).await?;
+        let version = parse_version(&answer).ok_or_else(|| self.unexpected("-version", &answer))?;
+        if version < VERSION_MIN {
+            return Err(ProbeError::TooOld { program: self.program.clone(), found: version });
+        }
+        let info = QemuInfo {
+            version,
+            machines: parse_machines(&self.ask("-machine help", &["-machine", "help"]).await?),
+            cpu_models: parse_cpu_models(&self.ask("-cpu help", &["-cpu", "help"]).await?),
+            devices: parse_devices(&self.ask("-device help", &["-device", "help"]).await?),
+        };
+        let lacks = |missing| ProbeError::Lacks { program: self.program.clone(), missing };
+        if let Some(missing) = DEVICES_NEEDED.iter().find(|name| !info.devices.contains(**name)) {
+            return Err(lacks(missing));
+        }
+        if !self.ask("-netdev help", &["-netdev", "help"]).await?.lines().any(|line| line.trim() == "stream") {
+            return Err(lacks("stream network backend"));
+        }
+        Ok(info)
+    }
+
+    async fn ask(&self, question: &'static str, arguments: &[&str]) -> Result<String, ProbeError> {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(arguments).envs(self.environment()).stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(QUESTION_TIME_MAX, command.output())
+            .await
+            .map_err(|_| ProbeError::TimedOut { program: self.program.clone(), question })?
+            .map_err(|source| ProbeError::Run { program: self.program.clone(), source })?;
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            return Err(self.unexpected(question, &String::from_utf8_lossy(&output.stderr)));
+        }
+        Ok(answer)
+    }
+
+    fn unexpected(&self, question: &'static str, answer: &str) -> ProbeError {
+        let answer = answer.lines().last().unwrap_or("nothing").chars().take(200).collect();
+        ProbeError::Answer { program: self.program.clone(), question, answer }
+    }
+
+    /// Environment that the program needs.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        self.module_dir.iter().map(|dir| ("QEMU_MODULE_DIR", dir.clone().into_os_string())).collect()
+    }
+}
+
+impl QemuInfo {
+    /// The newest versioned q35 machine type: the one for a new VM, if all hosts of the pool have it.
+    #[must_use]
+    pub fn newest_machine(&self) -> Option<&str> {
+        self.machines
+            .iter()
+            .filter_map(|name| Some((machine_version(name)?, name)))
+            .max()
+            .map(|(_, name)| name.as_str())
+    }
+}
+
+/// Version in the name of a q35 machine type: `pc-q35-7.2` has (7, 2).
+#[must_use]
+pub fn machine_version(name: &str) -> Option<(u32, u32)> {
+    let (major, minor) = name.strip_prefix("pc-q35-")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Devices that every guest has, or may have.
+const DEVICES_NEEDED: [&str; 5] = ["virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "VGA", "ide-cd"];
+
+/// `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.
+fn parse_version(answer: &str) -> Option<Version> {
+    let text = answer.split_once("version ")?.1;
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let mut numbers = text.get(..end)?.split('.').map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok);
+    Some(Version { major: next()?, minor: next()?, micro: next().unwrap_or_default() })
+}
+
+/// A heading, then `pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)` for each; aliases say `(alias of …)`.
+fn parse_machines(answer: &str) -> BTreeSet<String> {
+    answer
+        .lines()
+        .skip(1)
+        .filter(|line| !line.contains("(alias of "))
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `x86 Nehalem               (alias configured by machine type)` (7.2) or `  Nehalem  …` (10.0), up to an empty line;
+/// then flags.
+fn parse_cpu_models(answer: &str) -> BTreeSet<String> {
+    answer
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.trim().is_empty())
+        .filter_map(|line| line.split_whitespace().find(|word| *word != "x86"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Lines like `name "VGA", bus PCI`.
+fn parse_devices(answer: &str) -> BTreeSet<String> {
+    let name = |line: &str| Some(line.strip_prefix("name \"")?.split_once('"')?.0.to_owned());
+    answer.lines().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        let version = |major, minor, micro| Some(Version { major, minor, micro });
+        assert_eq!(parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg)\nCopyright"), version(7, 2, 22));
+        assert_eq!(parse_version("QEMU emulator version 10.0.2\n"), version(10, 0, 2));
+        assert_eq!(parse_version("QEMU emulator version 11.0"), version(11, 0, 0));
+        assert_eq!(parse_version("bash, whatever"), None);
+    }
+
+    #[test]
+    fn aliases_are_no_machines_and_the_newest_is_by_number() {
+        let machines = parse_machines(
+            "Supported machines are:\nq35 Standard PC (alias of pc-q35-10.0)\npc-q35-10.0 Standard PC\npc-q35-9.2 Standard PC\n\
+             pc-q35-4.0.1 Standard PC\npc-i440fx-10.0 Standard PC (default)\n",
+        );
+        assert!(!machines.contains("q35"));
+        let info = QemuInfo { version: VERSION_MIN, machines, cpu_models: BTreeSet::new(), devices: BTreeSet::new() };
+        assert_eq!(info.newest_machine(), Some("pc-q35-10.0"));
+    }
+
+    #[test]
+    fn processor_models_of_both_layouts_are_read() {
+        let old = parse_cpu_models(
+            "Available CPUs:\nx86 486                   (alias)\nx86 Nehalem  x\n\nRecognized CPUID flags:\n  3dnow\n",
+        );
+        let new = parse_cpu_models("Available CPUs:\n  486  (alias)\n  Nehalem\n\nRecognized CPUID flags:\n  3dnow\n");
+        assert_eq!(old, new);
+        assert_eq!(old, BTreeSet::from(["486".to_owned(), "Nehalem".to_owned()]));
     }
 }

@@ -1,10 +1,20 @@
 //! A client of QEMU's control socket (QMP): commands with time limits, and events.
 
+mod connection;
+mod message;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::sync::broadcast;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use connection::{Connection, Lines, REQUESTS_QUEUED_MAX, Request, lines};
+use message::Message;
 
 /// How long a command may take unless said otherwise.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(10);
@@ -110,9 +120,23 @@ pub enum Stopped {
     WaitingForDisks,
 }
 
-/// A connection to one QEMU. Clones share it. QEMU serves one client at a time.
+/// A connection to one QEMU. Clones share it; it ends with the last one. QEMU serves one client at a time.
 #[derive(Debug, Clone)]
-pub struct Qmp {}
+pub struct Qmp {
+    requests: mpsc::Sender<Request>,
+    events: broadcast::WeakSender<Event>,
+}
+
+/// One disk's counters since QEMU started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DiskStatistics {
+    pub read_bytes: u64,
+    pub write_bytes: u64,
+    pub read_operations: u64,
+    pub write_operations: u64,
+    pub flush_operations: u64,
+}
 
 impl Qmp {
     /// Connects and negotiates, within `time_max`.
@@ -120,11 +144,26 @@ impl Qmp {
     /// # Errors
     /// Nobody listens, or no greeting came.
     pub async fn connect(path: &Path, time_max: Duration) -> Result<Self, QmpError> {
-        let _ = (path, time_max);
-        unimplemented!()
+        let deadline = Instant::now() + time_max;
+        let stream = UnixStream::connect(path)
+            .await
+            .map_err(|error| QmpError::Connect { path: path.to_owned(), kind: error.kind() })?;
+        let (read, write) = stream.into_split();
+        let mut lines = lines(read);
+        match timeout_at(deadline, greeting(&mut lines)).await {
+            Ok(result) => result?,
+            Err(_) => return Err(QmpError::NoGreeting { path: path.to_owned(), waited: time_max }),
+        }
+        let (requests, receiver) = mpsc::channel(REQUESTS_QUEUED_MAX);
+        let (events, _) = broadcast::channel(EVENTS_QUEUED_MAX);
+        let qmp = Self { requests, events: events.downgrade() };
+        tokio::spawn(Connection::new(lines, write, events).run(receiver));
+        let left = deadline.saturating_duration_since(Instant::now());
+        qmp.execute_within(left, "qmp_capabilities", Value::Null).await?;
+        Ok(qmp)
     }
 
-    /// Runs a command within [`COMMAND_TIME_MAX`].
+    /// Runs a command within [`COMMAND_TIME_MAX`]. No arguments: `Value::Null`.
     ///
     /// # Errors
     /// QEMU refused, did not answer in time, or is gone.
@@ -137,19 +176,61 @@ impl Qmp {
     /// # Errors
     /// QEMU refused, did not answer in time, or is gone.
     pub async fn execute_within(&self, time_max: Duration, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        let _ = (time_max, command, arguments);
-        unimplemented!()
+        let deadline = Instant::now() + time_max;
+        let answer = self.ask(deadline, command, arguments).await;
+        wait_for(answer, deadline, time_max, command).await
     }
 
-    /// Events from now on.
+    /// Runs several commands, written in one go (QEMU still runs them one after the other). One result for each.
+    pub async fn execute_all(&self, time_max: Duration, commands: &[(&str, Value)]) -> Vec<Result<Value, QmpError>> {
+        let deadline = Instant::now() + time_max;
+        let mut request = Vec::new();
+        let mut answers = Vec::new();
+        for (command, arguments) in commands {
+            let (sender, receiver) = oneshot::channel();
+            request.push((((*command).to_owned(), arguments.clone()), sender));
+            answers.push((receiver, *command));
+        }
+        // If it is not sent, the senders are dropped with it, and each answer says so.
+        let _ = timeout_at(deadline, self.requests.send(request)).await;
+        let mut results = Vec::new();
+        for (answer, command) in answers {
+            results.push(wait_for(answer, deadline, time_max, command).await);
+        }
+        results
+    }
+
+    async fn ask(
+        &self,
+        deadline: Instant,
+        command: &str,
+        arguments: Value,
+    ) -> oneshot::Receiver<Result<Value, QmpError>> {
+        let (sender, receiver) = oneshot::channel();
+        let request = vec![((command.to_owned(), arguments), sender)];
+        // If it is not sent, the sender is dropped with it, and the receiver says so.
+        let _ = timeout_at(deadline, self.requests.send(request)).await;
+        receiver
+    }
+
+    /// Events from now on. Once the connection is lost, the receiver says so.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        unimplemented!()
+        match self.events.upgrade() {
+            Some(events) => events.subscribe(),
+            None => broadcast::channel(1).1,
+        }
     }
 
     /// Returns when the connection is lost.
     pub async fn closed(&self) {
-        unimplemented!()
+        self.requests.closed().await;
+    }
+
+    /// Whether the connection is lost.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// State of the guest's processors.
@@ -157,15 +238,41 @@ impl Qmp {
     /// # Errors
     /// As [`Self::execute`].
     pub async fn status(&self) -> Result<RunState, QmpError> {
-        unimplemented!()
+        let answer = self.execute("query-status", Value::Null).await?;
+        answer.get("status").and_then(Value::as_str).map(message::run_state).ok_or(QmpError::Protocol)
     }
 
     /// Stops the guest's processors. Returns as soon as they stand still, even if disk requests are in flight.
     ///
+    /// QEMU stops the processors first and says so by an event, then waits for its disks, and answers only after
+    /// that. A disk server that withholds its answers (an AM without lease) therefore delays the answer, not the stop.
+    ///
     /// # Errors
     /// As [`Self::execute`].
     pub async fn stop(&self) -> Result<Stopped, QmpError> {
-        unimplemented!()
+        let mut events = self.events();
+        let deadline = Instant::now() + COMMAND_TIME_MAX;
+        let mut answer = self.ask(deadline, "stop", Value::Null).await;
+        let stopped = async {
+            loop {
+                match events.recv().await {
+                    Ok(Event { kind: EventKind::Stop, .. }) => return,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    // The answer will tell.
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = wait_for(&mut answer, deadline, COMMAND_TIME_MAX, "stop") => return answer.map(|_| Stopped::Drained),
+            () = stopped => {}
+        }
+        match timeout(DRAIN_TIME_MAX, answer).await {
+            Ok(Ok(answer)) => answer.map(|_| Stopped::Drained),
+            Ok(Err(_)) => Err(QmpError::Closed { command: "stop".to_owned() }),
+            Err(_) => Ok(Stopped::WaitingForDisks),
+        }
     }
 
     /// Lets the guest's processors go on.
@@ -173,7 +280,7 @@ impl Qmp {
     /// # Errors
     /// As [`Self::execute`].
     pub async fn cont(&self) -> Result<(), QmpError> {
-        unimplemented!()
+        self.execute("cont", Value::Null).await.map(drop)
     }
 
     /// Ends QEMU in an orderly way.
@@ -181,7 +288,10 @@ impl Qmp {
     /// # Errors
     /// As [`Self::execute`]; a connection closed instead of an answer is a success.
     pub async fn quit(&self) -> Result<(), QmpError> {
-        unimplemented!()
+        match self.execute("quit", Value::Null).await {
+            Ok(_) | Err(QmpError::Closed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Presses the guest's power button (ACPI).
@@ -189,7 +299,7 @@ impl Qmp {
     /// # Errors
     /// As [`Self::execute`].
     pub async fn system_powerdown(&self) -> Result<(), QmpError> {
-        unimplemented!()
+        self.execute("system_powerdown", Value::Null).await.map(drop)
     }
 
     /// Presses the guest's reset button.
@@ -197,6 +307,64 @@ impl Qmp {
     /// # Errors
     /// As [`Self::execute`].
     pub async fn system_reset(&self) -> Result<(), QmpError> {
-        unimplemented!()
+        self.execute("system_reset", Value::Null).await.map(drop)
+    }
+
+    /// Has QEMU announce its NICs' addresses (RARP), and the guest too where its driver can
+    /// (`VIRTIO_NET_F_GUEST_ANNOUNCE`): `rounds` times, the first after 50 ms, then 100 ms later each time.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn announce_self(&self, rounds: u32) -> Result<(), QmpError> {
+        let arguments = json!({ "initial": 50, "max": 550, "rounds": rounds, "step": 100 });
+        self.execute("announce-self", arguments).await.map(drop)
+    }
+
+    /// Counters of disk `index`.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn disk_statistics(&self, index: usize) -> Result<DiskStatistics, QmpError> {
+        let answer = self.execute("query-blockstats", Value::Null).await?;
+        let node = crate::args::disk_node(index);
+        let is_wanted = |disk: &&Value| disk.get("node-name").and_then(Value::as_str) == Some(node.as_str());
+        let stats = answer
+            .as_array()
+            .and_then(|disks| disks.iter().find(is_wanted))
+            .and_then(|disk| disk.get("stats"))
+            .ok_or(QmpError::Protocol)?;
+        let number = |key: &str| stats.get(key).and_then(Value::as_u64).unwrap_or_default();
+        Ok(DiskStatistics {
+            read_bytes: number("rd_bytes"),
+            write_bytes: number("wr_bytes"),
+            read_operations: number("rd_operations"),
+            write_operations: number("wr_operations"),
+            flush_operations: number("flush_operations"),
+        })
+    }
+}
+
+/// How long [`Qmp::stop`] waits for disk requests in flight once the processors stand still, before it returns
+/// [`Stopped::WaitingForDisks`].
+pub const DRAIN_TIME_MAX: Duration = Duration::from_millis(100);
+
+async fn greeting(lines: &mut Lines) -> Result<(), QmpError> {
+    match lines.next().await {
+        Some(Ok(line)) if message::parse(&line) == Some(Message::Greeting) => Ok(()),
+        Some(_) => Err(QmpError::Protocol),
+        None => Err(QmpError::Closed { command: "greeting".to_owned() }),
+    }
+}
+
+async fn wait_for(
+    answer: impl Future<Output = Result<Result<Value, QmpError>, oneshot::error::RecvError>>,
+    deadline: Instant,
+    waited: Duration,
+    command: &str,
+) -> Result<Value, QmpError> {
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(QmpError::Closed { command: command.to_owned() }),
+        Err(_) => Err(QmpError::TimedOut { command: command.to_owned(), waited }),
     }
 }

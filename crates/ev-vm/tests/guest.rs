@@ -1,0 +1,302 @@
+//! Guests with a real QEMU, both versions where the second one is there: start, control, loss of every connection.
+
+mod support;
+
+use std::time::Duration;
+
+use ev_vm::guest::StartError;
+use ev_vm::{EventKind, Exit, Guest, QmpError, RunState, ShutdownReason, StartState, Stopped};
+use support::{DiskServer, Folders, PATIENCE, Serial, USER, qemus, tcg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast;
+use tokio::time::timeout;
+
+const MACHINE: &str = "pc-q35-7.2";
+
+async fn next(events: &mut broadcast::Receiver<ev_vm::Event>, wanted: impl Fn(&EventKind) -> bool) -> EventKind {
+    let wait = async {
+        loop {
+            let event = events.recv().await.expect("the connection was lost");
+            if wanted(&event.kind) {
+                return event.kind;
+            }
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("the event did not come")
+}
+
+/// Ends the guest when a test fails, so that no QEMU is left behind.
+struct Ending(Guest);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+impl std::ops::Deref for Ending {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.0
+    }
+}
+
+#[tokio::test]
+async fn a_guest_boots_from_its_disk_stops_goes_on_and_switches_itself_off() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let mut spec = folders.spec(MACHINE);
+        spec.start = StartState::Stopped;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let qmp = guest.qmp().await.unwrap();
+        assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
+        let mut serial = Serial::connect(&folders.paths).await;
+        let mut events = qmp.events();
+        qmp.cont().await.unwrap();
+        next(&mut events, |kind| *kind == EventKind::Resume).await;
+        serial.expect("READY").await;
+        assert_eq!(qmp.status().await.unwrap(), RunState::Running);
+
+        assert_eq!(qmp.stop().await.unwrap(), Stopped::Drained);
+        assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
+        serial.send("x").await;
+        assert!(serial.is_silent(Duration::from_millis(300)).await);
+        qmp.cont().await.unwrap();
+        serial.expect("x").await;
+
+        serial.send("w").await;
+        serial.expect("b").await;
+        let statistics = qmp.disk_statistics(0).await.unwrap();
+        assert_eq!(statistics.write_bytes, 512);
+        assert!(statistics.read_bytes >= 1024);
+
+        serial.send("s").await;
+        let off = next(&mut events, |kind| matches!(kind, EventKind::Shutdown(_))).await;
+        assert_eq!(off, EventKind::Shutdown(ShutdownReason::GuestShutdown));
+        assert_eq!(timeout(PATIENCE, guest.exited()).await.unwrap(), Exit::Code(0));
+        timeout(PATIENCE, qmp.closed()).await.unwrap();
+        assert!(matches!(qmp.status().await, Err(QmpError::Closed { .. })));
+        assert!(Guest::attach(&folders.paths).await.unwrap().is_none());
+        assert!(std::fs::read_to_string(folders.paths.serial_log()).unwrap().contains("READY"));
+    }
+}
+
+#[tokio::test]
+async fn qemu_is_unprivileged_sandboxed_and_in_a_session_of_its_own() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
+        let pid = guest.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_once(':').unwrap().1.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let id = |flag| {
+            let output = std::process::Command::new("id").args([flag, USER]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        assert_eq!(field("Uid:"), vec![id("-u"); 4]);
+        assert_eq!(field("Gid:"), vec![id("-g"); 4]);
+        assert_eq!(field("Seccomp:"), ["2"]);
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        assert_eq!(field("CapEff:"), ["0000000000000000"]);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
+        assert_eq!(session, pid.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_killed_client_is_replaced_and_a_killed_qemu_is_told() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let first = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
+        let second = Guest::attach(&folders.paths).await.unwrap().expect("it runs");
+        assert_eq!(second.pid(), first.pid());
+        // A second start is refused.
+        let again = Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await;
+        assert!(matches!(again, Err(StartError::AlreadyRuns { pid }) if pid == first.pid()), "{again:?}");
+        // The first one's connection holds QEMU's only place; without it the second one is served.
+        let pid = first.pid();
+        std::mem::forget(first);
+        drop(UnixStream::connect(folders.paths.qmp()).await.unwrap());
+        let refused = ev_vm::Qmp::connect(&folders.paths.qmp(), Duration::from_millis(200)).await;
+        assert!(matches!(refused, Err(QmpError::NoGreeting { .. })), "{refused:?}");
+
+        let qmp = second.qmp();
+        drop(qmp);
+        assert_eq!(second.pid(), pid);
+        second.kill().unwrap();
+        let exit = timeout(PATIENCE, second.exited()).await.unwrap();
+        assert_eq!(exit, Exit::Signal(9));
+        assert!(Guest::attach(&folders.paths).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_new_client_takes_over_the_control_socket() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let guest = Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap();
+        drop(guest);
+        let guest = Ending(Guest::attach(&folders.paths).await.unwrap().expect("it runs"));
+        let qmp = timeout(PATIENCE, async {
+            loop {
+                if let Ok(qmp) = guest.qmp().await {
+                    return qmp;
+                }
+            }
+        })
+        .await
+        .expect("QEMU serves the next client");
+        assert_eq!(qmp.status().await.unwrap(), RunState::Running);
+        let answers = qmp
+            .execute_all(
+                PATIENCE,
+                &[
+                    ("stop", serde_json::Value::Null),
+                    ("no-such", serde_json::Value::Null),
+                    ("query-status", serde_json::Value::Null),
+                ],
+            )
+            .await;
+        assert!(answers[0].is_ok());
+        assert!(matches!(&answers[1], Err(QmpError::Refused { class, .. }) if class == "CommandNotFound"));
+        assert_eq!(answers[2].as_ref().unwrap()["status"], "paused");
+        qmp.quit().await.unwrap();
+        timeout(PATIENCE, guest.exited()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_nic_socket_takes_one_client_after_the_other() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
+        let qmp = guest.qmp().await.unwrap();
+        let mut events = qmp.events();
+        for round in 0..3 {
+            let mut client = UnixStream::connect(folders.paths.nic(0)).await.unwrap();
+            next(&mut events, |kind| matches!(kind, EventKind::NicConnected(name) if name == "nic-0")).await;
+            // QEMU's own announcement of the NIC comes out as frames: length, then bytes.
+            qmp.announce_self(1).await.unwrap();
+            let mut header = [0; 4];
+            timeout(PATIENCE, client.read_exact(&mut header))
+                .await
+                .unwrap_or_else(|_| panic!("no frame in round {round}"))
+                .unwrap();
+            let length = usize::try_from(u32::from_be_bytes(header)).unwrap();
+            assert!((42..=1514).contains(&length), "{length}");
+            let mut frame = vec![0; length];
+            client.read_exact(&mut frame).await.unwrap();
+            assert_eq!(frame[6..12], [0x52, 0x54, 0, 0, 0, 1]);
+            // A partial frame at the end must not confuse the next connection.
+            client.write_all(&[0, 0, 0, 60, 1, 2, 3]).await.unwrap();
+            drop(client);
+            next(&mut events, |kind| matches!(kind, EventKind::NicDisconnected(name) if name == "nic-0")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disk_server_that_is_restarted_is_found_again_and_the_guest_notices_nothing() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let image = folders.boot_disk();
+        let disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
+        let mut serial = Serial::connect(&folders.paths).await;
+        serial.expect("READY").await;
+        serial.send("w").await;
+        serial.expect("b").await;
+        disk.kill();
+        serial.send("w").await;
+        assert!(serial.is_silent(Duration::from_millis(500)).await);
+        // Control goes on meanwhile.
+        assert_eq!(guest.qmp().await.unwrap().status().await.unwrap(), RunState::Running);
+        let _disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
+        serial.expect("c").await;
+        assert_eq!(std::fs::read(&image).unwrap()[512], b'c');
+    }
+}
+
+#[tokio::test]
+async fn a_stop_while_the_disk_server_is_away_stops_the_processors_at_once() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let image = folders.boot_disk();
+        let disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
+        let mut serial = Serial::connect(&folders.paths).await;
+        serial.expect("READY").await;
+        disk.kill();
+        serial.send("w").await;
+        let qmp = guest.qmp().await.unwrap();
+        assert_eq!(timeout(PATIENCE, qmp.stop()).await.unwrap().unwrap(), Stopped::WaitingForDisks);
+        let _disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
+        // Answered only once the request in flight is.
+        assert_eq!(timeout(PATIENCE, paused(&qmp)).await.unwrap(), RunState::Paused);
+        qmp.cont().await.unwrap();
+        serial.expect("b").await;
+    }
+}
+
+async fn paused(qmp: &ev_vm::Qmp) -> RunState {
+    loop {
+        match qmp.status().await {
+            Ok(state) => return state,
+            Err(QmpError::TimedOut { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn uefi_finds_its_variables_again() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let _disk = DiskServer::start(&folders.boot_disk(), &folders.paths.nbd(0)).await;
+        let mut spec = folders.spec(MACHINE);
+        spec.firmware = ev_core::vm::Firmware::Uefi;
+        spec.memory_mib = 256;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let mut serial = Serial::connect(&folders.paths).await;
+        // OVMF names itself on the serial port once it looks for something to boot.
+        serial.expect("BdsDxe").await;
+        let flash = std::fs::metadata(folders.paths.uefi_vars()).unwrap();
+        assert!(flash.len() > 100_000);
+        guest.qmp().await.unwrap().quit().await.unwrap();
+        timeout(PATIENCE, guest.exited()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_qemu_from_starting_is_told() {
+    let qemu = qemus().remove(0);
+    let folders = Folders::new();
+    let mut spec = folders.spec("pc-q35-99.0");
+    assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::NoMachine { .. })));
+    spec.machine = MACHINE.to_owned();
+    spec.cpu_model = "i8080".to_owned();
+    assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::NoProcessorModel { .. })));
+    spec.cpu_model = "qemu64".to_owned();
+    spec.user = "root".to_owned();
+    assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::User(_))));
+    spec.user = USER.to_owned();
+    spec.boot = ev_vm::BootSource::Iso(folders.paths.library("no-such-file"));
+    assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::File { .. })));
+    spec.boot = ev_vm::BootSource::Disk;
+    spec.disks.clear();
+    spec.memory_mib = 0;
+    let error = Guest::start(&qemu, &tcg(), &spec).await.unwrap_err();
+    assert!(matches!(&error, StartError::Ended { log, .. } if !log.is_empty()), "{error}");
+    assert!(Guest::attach(&folders.paths).await.unwrap().is_none());
+}
