@@ -73,6 +73,24 @@ pub enum StartError {
     Probe(#[from] ProbeError),
 }
 
+/// Ends a QEMU whose start did not come to its end.
+struct KillOnDrop(Option<Arc<Process>>);
+
+impl KillOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let Some(process) = &self.0 else { return };
+        if let Err(error) = process.kill() {
+            tracing::error!(pid = process.pid(), %error, "could not end a half-started QEMU; end it by hand");
+        }
+    }
+}
+
 /// Why a running guest could not be taken up.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -104,7 +122,7 @@ impl Guest {
     /// Starts QEMU and returns when its QMP answers.
     ///
     /// # Errors
-    /// Anything that keeps QEMU from running; then none is left running.
+    /// Anything that keeps QEMU from running; then none is left running. Nor is one if the future is dropped.
     pub async fn start(qemu: &Qemu, accelerator: &Accelerator, spec: &GuestSpec) -> Result<Self, StartError> {
         let info = qemu.probe().await?;
         if !info.machines.contains(&spec.machine) {
@@ -122,7 +140,9 @@ impl Guest {
         let process = Arc::new(process);
         let shared = Shared { process, paths: spec.paths.clone(), qmp: Mutex::new(None), log_start };
         let guest = Self { shared: Arc::new(shared) };
+        let unfinished = KillOnDrop(Some(Arc::clone(&guest.shared.process)));
         guest.answers().await?;
+        unfinished.disarm();
         guest.tend_logs();
         Ok(guest)
     }

@@ -50,8 +50,6 @@ pub struct QemuInfo {
     pub machines: BTreeSet<String>,
     /// Processor models.
     pub cpu_models: BTreeSet<String>,
-    /// Device types.
-    pub devices: BTreeSet<String>,
 }
 
 /// Why an installation can't be used.
@@ -128,11 +126,15 @@ impl Qemu {
             version,
             machines: parse_machines(&self.ask("-machine help", &["-machine", "help"]).await?),
             cpu_models: parse_cpu_models(&self.ask("-cpu help", &["-cpu", "help"]).await?),
-            devices: parse_devices(&self.ask("-device help", &["-device", "help"]).await?),
         };
         let lacks = |missing| ProbeError::Lacks { program: self.program.clone(), missing };
-        if let Some(missing) = DEVICES_NEEDED.iter().find(|name| !info.devices.contains(**name)) {
-            return Err(lacks(missing));
+        for device in DEVICES_NEEDED {
+            // `-device help` would load every module, and a second QEMU beside the distribution's own then meets the
+            // modules of the other and aborts.
+            match self.ask("-device …,help", &["-device", &format!("{device},help")]).await {
+                Err(ProbeError::Answer { .. }) => return Err(lacks(device)),
+                other => drop(other?),
+            }
         }
         if !self.ask("-netdev help", &["-netdev", "help"]).await?.lines().any(|line| line.trim() == "stream") {
             return Err(lacks("stream network backend"));
@@ -219,12 +221,6 @@ fn parse_cpu_models(answer: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Lines like `name "VGA", bus PCI`.
-fn parse_devices(answer: &str) -> BTreeSet<String> {
-    let name = |line: &str| Some(line.strip_prefix("name \"")?.split_once('"')?.0.to_owned());
-    answer.lines().filter_map(name).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +241,7 @@ mod tests {
              pc-q35-4.0.1 Standard PC\npc-i440fx-10.0 Standard PC (default)\n",
         );
         assert!(!machines.contains("q35"));
-        let info = QemuInfo { version: VERSION_MIN, machines, cpu_models: BTreeSet::new(), devices: BTreeSet::new() };
+        let info = QemuInfo { version: VERSION_MIN, machines, cpu_models: BTreeSet::new() };
         assert_eq!(info.newest_machine(), Some("pc-q35-10.0"));
     }
 

@@ -57,7 +57,7 @@ async fn a_guest_boots_from_its_disk_stops_goes_on_and_switches_itself_off() {
         let mut events = qmp.events();
         qmp.cont().await.unwrap();
         next(&mut events, |kind| *kind == EventKind::Resume).await;
-        serial.expect("READY").await;
+        serial.expect("READY\n").await;
         assert_eq!(qmp.status().await.unwrap(), RunState::Running);
 
         assert_eq!(qmp.stop().await.unwrap(), Stopped::Drained);
@@ -214,7 +214,7 @@ async fn a_disk_server_that_is_restarted_is_found_again_and_the_guest_notices_no
         let disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
         let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
         let mut serial = Serial::connect(&folders.paths).await;
-        serial.expect("READY").await;
+        serial.expect("READY\n").await;
         serial.send("w").await;
         serial.expect("b").await;
         disk.kill();
@@ -236,7 +236,7 @@ async fn a_stop_while_the_disk_server_is_away_stops_the_processors_at_once() {
         let disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
         let guest = Ending(Guest::start(&qemu, &tcg(), &folders.spec(MACHINE)).await.unwrap());
         let mut serial = Serial::connect(&folders.paths).await;
-        serial.expect("READY").await;
+        serial.expect("READY\n").await;
         disk.kill();
         serial.send("w").await;
         let qmp = guest.qmp().await.unwrap();

@@ -29,7 +29,7 @@ pub async fn start(
     notices: mpsc::Sender<Notice>,
 ) {
     let launch = async {
-        let accelerator = qemu.accelerator().await;
+        let accelerator = qemu.accelerator(&spec.user).await;
         if let Some(notice) = accelerator.notice() {
             tracing::warn!("{notice}");
         }
