@@ -26,6 +26,18 @@ impl TestLab {
     /// # Panics
     /// If the lab does not come up: not root, no tools, no programs.
     pub fn up(hosts: u8, quorum_servers: u8) -> Self {
+        Self::with(hosts, quorum_servers, Some(programs()))
+    }
+
+    /// Hosts without daemons.
+    ///
+    /// # Panics
+    /// If the lab does not come up: not root, no tools.
+    pub fn bare(hosts: u8) -> Self {
+        Self::with(hosts, 0, None)
+    }
+
+    fn with(hosts: u8, quorum_servers: u8, bin_dir: Option<PathBuf>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = LabName::new(&format!("t{}-{number}", std::process::id())).expect("a short name");
@@ -34,7 +46,7 @@ impl TestLab {
         options.dir = dir.clone();
         options.hosts = hosts;
         options.quorum_servers = quorum_servers;
-        options.bin_dir = Some(programs());
+        options.bin_dir = bin_dir;
         if let Some(qemu) = std::env::var_os(QEMU_VARIABLE) {
             options.qemu = qemu.into();
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ev_lab::Lab;
 use postgres::{Client, Config, NoTls};
 
 use crate::client::ClientError;
@@ -46,6 +47,19 @@ impl Postgres {
         )?;
         Ok(Self { client })
     }
+
+    /// `pg_amcheck` over the whole database, with the heap behind each index: what it complained about, if it did.
+    pub fn check_integrity(lab: &Lab) -> Result<(), String> {
+        let program = "/usr/lib/postgresql/15/bin/pg_amcheck";
+        let mut command = lab.command("client", program).map_err(|error| error.to_string())?;
+        command.args(["--host", DebianGuest::ADDRESS, "--username", Self::USER, "--heapallindexed", Self::DATABASE]);
+        command.env("PGPASSWORD", Self::PASSWORD);
+        let output = command.output().map_err(|error| format!("{program}: {error}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err([output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat())
+    }
 }
 
 /// Number `n` is a row of its own, committed by itself.
@@ -60,7 +74,7 @@ impl Service for Postgres {
     fn missing(&mut self, acknowledged: u64) -> Result<Vec<u64>, ClientError> {
         let limit = i64::try_from(acknowledged).expect("no test writes that many rows");
         let rows = self.client.query(
-            "SELECT wanted FROM generate_series(0, $1 - 1) AS wanted WHERE NOT EXISTS (SELECT FROM row WHERE number = wanted)",
+            "SELECT wanted FROM generate_series(0, $1::bigint - 1) AS wanted WHERE NOT EXISTS (SELECT FROM row WHERE number = wanted)",
             &[&limit],
         )?;
         Ok(rows.iter().map(|row| u64::try_from(row.get::<_, i64>(0)).expect("the series begins at 0")).collect())
