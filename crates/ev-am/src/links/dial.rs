@@ -1,6 +1,7 @@
 //! Making links: connecting or accepting, the TLS handshake, the check of who is there, and the first two messages.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ev_core::ids::HostId;
@@ -8,12 +9,28 @@ use ev_wire::frame::{Frame, FrameError, FrameKind};
 use ev_wire::identity::{Identity, NotAMember, Peer, Role, peer_of_certificates, server_name};
 use ev_wire::stream::{ReadError, read_frame, write_frame};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::message::{LinkHello, LinkReply, Refusal};
 
 /// How long a link may take from the first packet to the partner's answer. Longer: the next path is tried.
 pub const DIAL_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Who this host is, and the TLS configurations made of that once (they also keep sessions to resume).
+#[derive(Debug, Clone)]
+pub struct Tls {
+    peer: Peer,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Tls {
+    #[must_use]
+    pub fn new(identity: &Identity) -> Self {
+        Self { peer: identity.peer(), client: identity.client_config(), server: identity.server_config() }
+    }
+}
 
 /// A link's encrypted stream.
 pub type Stream = TlsStream<TcpStream>;
@@ -41,7 +58,7 @@ pub enum DialError {
 
 /// Connects to the partner's AM at `address` and asks for what `hello` says.
 pub async fn dial(
-    identity: &Identity,
+    tls: &Tls,
     address: SocketAddr,
     partner: HostId,
     hello: LinkHello,
@@ -49,10 +66,10 @@ pub async fn dial(
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
-        let connector = TlsConnector::from(identity.client_config());
-        let stream = connector.connect(server_name(identity.peer().pool), tcp).await?;
+        let connector = TlsConnector::from(Arc::clone(&tls.client));
+        let stream = connector.connect(server_name(tls.peer.pool), tcp).await?;
         let mut stream = TlsStream::Client(stream);
-        check_peer(&stream, identity.peer(), partner)?;
+        check_peer(&stream, tls.peer, partner)?;
         send(&mut stream, &hello).await?;
         let frame = read_frame(&mut stream).await?.ok_or(DialError::HungUp)?;
         match frame.message(FrameKind::LINK_HELLO)? {
@@ -65,15 +82,15 @@ pub async fn dial(
 
 /// Takes an incoming connection as far as the hello; the answer is up to the caller ([`reply`]).
 pub async fn accept(
-    identity: &Identity,
+    tls: &Tls,
     tcp: TcpStream,
     partner: HostId,
 ) -> Result<(Stream, LinkHello), DialError> {
     let accept = async {
         tcp.set_nodelay(true)?;
-        let stream = TlsAcceptor::from(identity.server_config()).accept(tcp).await?;
+        let stream = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp).await?;
         let mut stream = TlsStream::Server(stream);
-        check_peer(&stream, identity.peer(), partner)?;
+        check_peer(&stream, tls.peer, partner)?;
         let frame = read_frame(&mut stream).await?.ok_or(DialError::HungUp)?;
         let hello = frame.message(FrameKind::LINK_HELLO)?;
         Ok((stream, hello))

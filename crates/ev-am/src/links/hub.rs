@@ -207,7 +207,7 @@ impl Hub {
                     let (spec, inner) = (self.spec.clone(), self.inner.clone());
                     self.dialling.spawn(async move {
                         let hello = LinkHello { vm: spec.vm, purpose: Purpose::Disk(disk) };
-                        let result = dial::dial(&spec.identity, spec.dial[path], spec.partner, hello).await;
+                        let result = dial::dial(&spec.tls, spec.dial[path], spec.partner, hello).await;
                         let _ = inner.send(Inner::Dialled { disk, path, result: result.map(Box::new) }).await;
                     });
                 }
@@ -328,7 +328,7 @@ async fn listen(spec: LinksSpec, path: usize, address: SocketAddr, inner: mpsc::
             Ok((tcp, from)) => {
                 let (spec, inner) = (spec.clone(), inner.clone());
                 handshakes.spawn(async move {
-                    match dial::accept(&spec.identity, tcp, spec.partner).await {
+                    match dial::accept(&spec.tls, tcp, spec.partner).await {
                         Ok((stream, hello)) => {
                             let _ = inner.send(Inner::Incoming { path, stream: Box::new(stream), hello }).await;
                         }
@@ -350,7 +350,7 @@ async fn keep_control(spec: LinksSpec, path: usize, inner: mpsc::Sender<Inner>, 
     let mut last = String::new();
     loop {
         let hello = LinkHello { vm: spec.vm, purpose: Purpose::Control };
-        match dial::dial(&spec.identity, address, spec.partner, hello).await {
+        match dial::dial(&spec.tls, address, spec.partner, hello).await {
             Ok(stream) => {
                 last.clear();
                 let (outgoing, queue) = mpsc::channel(CONTROL_QUEUE_MAX);

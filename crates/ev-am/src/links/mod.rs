@@ -8,16 +8,17 @@ pub mod dial;
 mod hub;
 pub mod message;
 mod pulse;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use ev_core::ids::{DiskId, HostId, VmId};
-use ev_wire::identity::Identity;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub use dial::Stream;
+pub use dial::{Stream, Tls};
+pub use hub::into_parts;
 
 /// Orders and notices that may wait; the sender then waits.
 const QUEUE_MAX: usize = 64;
@@ -25,7 +26,7 @@ const QUEUE_MAX: usize = 64;
 /// What links there are to be.
 #[derive(Clone)]
 pub struct LinksSpec {
-    pub identity: Arc<Identity>,
+    pub tls: Tls,
     pub vm: VmId,
     pub partner: HostId,
     /// Own addresses to listen on.
