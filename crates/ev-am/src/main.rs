@@ -2,6 +2,7 @@
 
 mod clock;
 mod config;
+mod disks;
 mod durable;
 mod guest;
 mod links;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use ev_core::ids::DiskId;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -393,18 +393,4 @@ async fn pulse_with_notices(
     };
     let (end, ()) = tokio::join!(pulse::run(stream, outgoing, incoming), forward);
     end
-}
-
-/// The parts of a stream that a disk's thread takes over.
-pub fn into_parts(stream: Stream) -> (TcpStream, tokio_rustls::rustls::Connection) {
-    match stream {
-        Stream::Client(stream) => {
-            let (tcp, connection) = stream.into_inner();
-            (tcp, connection.into())
-        }
-        Stream::Server(stream) => {
-            let (tcp, connection) = stream.into_inner();
-            (tcp, connection.into())
-        }
-    }
 }

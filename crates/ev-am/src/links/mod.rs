@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 pub use dial::{Stream, Tls};
-pub use hub::into_parts;
 
 /// Orders and notices that may wait; the sender then waits.
 const QUEUE_MAX: usize = 64;

@@ -113,15 +113,17 @@ async fn next_stream(notices: &mut mpsc::Receiver<LinkNotice>) -> Stream {
     timeout(PATIENCE, next).await.expect("a stream in time")
 }
 
-async fn heard(notices: &mut mpsc::Receiver<LinkNotice>) -> bool {
+async fn until_heard(notices: &mut mpsc::Receiver<LinkNotice>, wanted: bool) {
     let next = async {
         loop {
-            if let LinkNotice::PartnerHeard(heard) = notices.recv().await.unwrap() {
-                return heard;
+            if let LinkNotice::PartnerHeard(heard) = notices.recv().await.unwrap()
+                && heard == wanted
+            {
+                return;
             }
         }
     };
-    timeout(PATIENCE, next).await.expect("news of the partner in time")
+    timeout(PATIENCE, next).await.expect("news of the partner in time");
 }
 
 async fn both_streams(pair: &mut Pair) -> (Stream, Stream) {
@@ -180,12 +182,12 @@ async fn silence_on_all_paths_is_told_on_both_sides_and_so_is_its_end() {
     for path in &pair.paths {
         path.open.send_replace(false);
     }
-    assert!(!heard(&mut pair.dialler.1).await);
-    assert!(!heard(&mut pair.accepter.1).await);
+    until_heard(&mut pair.dialler.1, false).await;
+    until_heard(&mut pair.accepter.1, false).await;
     for path in &pair.paths {
         path.open.send_replace(true);
     }
-    assert!(heard(&mut pair.dialler.1).await);
+    until_heard(&mut pair.dialler.1, true).await;
     let (mut one, mut other) = both_streams(&mut pair).await;
     assert_connected(&mut one, &mut other).await;
 }
