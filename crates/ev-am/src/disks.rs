@@ -19,6 +19,10 @@ use crate::paths::Paths;
 /// The first records of a VM: made (1), placed on a second host (2). Later ones come after a first start.
 const NEW_VM_GENERATION_MAX: Generation = Generation(2);
 
+/// Longest wait for the flush after a guest's end, of which a lost partner takes some seconds. Longer: the end counts as
+/// unclean, and the next start copies what the write-intent log names.
+pub const FLUSH_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// All disks, by their place in the VM's configuration.
 pub struct Disks {
     host: HostId,

@@ -1,11 +1,13 @@
 //! `ev-am`: the Availability Manager, the process of one VM on one host.
 
+mod am;
 mod clock;
 mod config;
 mod disks;
 mod durable;
 mod guest;
 mod links;
+mod local;
 mod lock;
 mod master;
 mod nics;
@@ -13,4 +15,24 @@ mod paths;
 mod priority;
 mod started;
 
-fn main() {}
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Runs everything that one VM's bytes pass through on this host. Started by evd.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// The VM's am.json, as evd wrote it.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    priority::raise();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(am::run(&options.config))
+}

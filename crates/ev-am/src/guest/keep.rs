@@ -14,6 +14,9 @@ use super::{GuestNotice, Notice, Order, accelerator_name};
 /// Pause before an order that QEMU did not carry out is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a QEMU that is taken up may take to say how it is.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
+
 /// What the processors are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
@@ -72,11 +75,18 @@ pub async fn attached(
     orders: mpsc::Receiver<Order>,
     notices: mpsc::Sender<Notice>,
 ) {
-    // Until QEMU answers nothing is known of the processors; a stuck QEMU must not hold up orders, so it is asked once
-    // and the keeper repeats its wishes.
+    // A QEMU that does not answer at once, or stands still, is to be told to go on: that does a running one no harm.
     let status = async { guest.qmp().await?.status().await };
-    let state = tokio::time::timeout(RETRY_PAUSE * 5, status).await;
-    let running = !matches!(state, Ok(Ok(RunState::Paused)));
+    let running = match tokio::time::timeout(STATUS_WAIT, status).await {
+        Ok(Ok(RunState::Paused | RunState::IoError)) | Ok(Err(_)) | Err(_) => false,
+        Ok(Ok(
+            RunState::Running
+            | RunState::Shutdown
+            | RunState::GuestPanicked
+            | RunState::InternalError
+            | RunState::Other(_),
+        )) => true,
+    };
     let up = GuestNotice::Up { pid: guest.pid(), accelerator: None, running };
     let _ = notices.send((since, up)).await;
     keep(since, guest, None, orders, notices).await;

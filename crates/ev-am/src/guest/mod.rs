@@ -11,8 +11,9 @@ use tokio::task::JoinHandle;
 
 /// Notices that may wait for the AM.
 const NOTICES_MAX: usize = 16;
-/// Orders that may wait for the guest's task: it takes them at once, so they never do for long.
-const ORDERS_MAX: usize = 16;
+/// Orders that may wait for the guest's task: it takes them at once. When it is full the task is stuck,
+/// which is said.
+const ORDERS_MAX: usize = 64;
 
 /// What the AM asks for. A later wish replaces an earlier one that was not carried out yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,28 +80,33 @@ impl GuestTask {
     }
 
     /// Stops the guest's processors.
-    pub async fn pause(&self) {
-        self.order(Order::Pause).await;
+    pub fn pause(&self) {
+        self.order(Order::Pause);
     }
 
     /// Lets them go on.
-    pub async fn resume(&self) {
-        self.order(Order::Resume).await;
+    pub fn resume(&self) {
+        self.order(Order::Resume);
     }
 
     /// Presses the power button.
-    pub async fn powerdown(&self) {
-        self.order(Order::Powerdown).await;
+    pub fn powerdown(&self) {
+        self.order(Order::Powerdown);
     }
 
     /// Ends QEMU at once.
-    pub async fn kill(&self) {
-        self.order(Order::Kill).await;
+    pub fn kill(&self) {
+        self.order(Order::Kill);
     }
 
-    async fn order(&self, order: Order) {
-        // A task that has ended has told that QEMU is gone: then the order has no object any more.
-        let _ = self.orders.send(order).await;
+    fn order(&self, order: Order) {
+        match self.orders.try_send(order) {
+            // A task that has ended has told that QEMU is gone: then the order has no object any more.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(order)) => {
+                tracing::error!(?order, "the guest's task is stuck and takes no orders; restart this ev-am");
+            }
+        }
     }
 }
 

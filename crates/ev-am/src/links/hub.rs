@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ev_core::ids::DiskId;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -78,9 +78,15 @@ struct Hub {
 }
 
 /// Runs until its orders end or it is aborted.
-pub async fn run(spec: LinksSpec, side: Side, mut orders: mpsc::Receiver<Order>, notices: mpsc::Sender<LinkNotice>) {
+pub async fn run(
+    spec: LinksSpec,
+    mut sides: watch::Receiver<Side>,
+    mut orders: mpsc::Receiver<Order>,
+    notices: mpsc::Sender<LinkNotice>,
+) {
     let (inner, mut events) = mpsc::channel(QUEUE_MAX);
     let board = Board::new(spec.dial.len(), spec.disks.iter().copied());
+    let side = *sides.borrow_and_update();
     let mut hub = Hub {
         spec,
         side,
@@ -106,6 +112,7 @@ pub async fn run(spec: LinksSpec, side: Side, mut orders: mpsc::Receiver<Order>,
                 Some(order) => hub.order(order),
                 None => return,
             },
+            Ok(()) = sides.changed() => hub.change_side(*sides.borrow_and_update()),
             Some(event) = events.recv() => hub.event(event).await,
             _ = tick.tick() => hub.board_step(LinkEvent::Tick),
         }
@@ -118,17 +125,6 @@ pub async fn run(spec: LinksSpec, side: Side, mut orders: mpsc::Receiver<Order>,
 impl Hub {
     fn order(&mut self, order: Order) {
         match order {
-            Order::Side(side) if side == self.side => {}
-            Order::Side(side) => {
-                self.side = side;
-                self.dialling = JoinSet::new();
-                self.controls.clear();
-                self.sessions.clear();
-                for (_, (_, cut)) in std::mem::take(&mut self.cuts) {
-                    cut.cut();
-                }
-                self.begin();
-            }
             Order::StreamDown(disk) => {
                 self.cuts.remove(&disk);
                 self.board_step(LinkEvent::StreamDown { disk });
@@ -140,6 +136,20 @@ impl Hub {
                 self.learned.insert(nic, addresses);
             }
         }
+    }
+
+    fn change_side(&mut self, side: Side) {
+        if side == self.side {
+            return;
+        }
+        self.side = side;
+        self.dialling = JoinSet::new();
+        self.controls.clear();
+        self.sessions.clear();
+        for (_, (_, cut)) in std::mem::take(&mut self.cuts) {
+            cut.cut();
+        }
+        self.begin();
     }
 
     async fn event(&mut self, event: Inner) {
@@ -162,7 +172,7 @@ impl Hub {
             Inner::Welcomed { disk, stream } => {
                 // Its handle may be gone because the side changed meanwhile: then the stream is broken already.
                 if self.side == Side::Accepts {
-                    self.notify(LinkNotice::Stream { disk, stream, side: Side::Accepts }).await;
+                    self.notify(LinkNotice::Stream { disk, stream }).await;
                 }
             }
         }
@@ -229,7 +239,7 @@ impl Hub {
             Ok((cut, stream)) => {
                 self.cuts.insert(disk, (0, cut));
                 self.board_step(LinkEvent::Connected { disk, path });
-                self.notify(LinkNotice::Stream { disk, stream, side: Side::Dials }).await;
+                self.notify(LinkNotice::Stream { disk, stream }).await;
             }
             Err(error) => {
                 tracing::debug!(%disk, address = %self.spec.dial[path], %error, "no stream to the partner's replica");

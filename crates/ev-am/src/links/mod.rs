@@ -14,7 +14,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 
 use ev_core::ids::{DiskId, HostId, VmId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use dial::{Stream, Tls};
@@ -47,7 +47,6 @@ pub enum Side {
 /// What the AM asks of its links.
 #[derive(Debug)]
 enum Order {
-    Side(Side),
     StreamDown(DiskId),
     Learned { nic: u16, addresses: Vec<IpAddr> },
 }
@@ -56,7 +55,7 @@ enum Order {
 #[derive(Debug)]
 pub enum LinkNotice {
     /// A stream to the partner's replica of this disk stands; it replaces an older one.
-    Stream { disk: DiskId, stream: Box<Stream>, side: Side },
+    Stream { disk: DiskId, stream: Box<Stream> },
     /// The partner began, or ceased, to be heard on any path.
     PartnerHeard(bool),
     /// The active partner: its guest's NIC uses these addresses.
@@ -66,6 +65,8 @@ pub enum LinkNotice {
 /// The links. All end when this is dropped, but for streams that were handed over.
 #[derive(Debug)]
 pub struct Links {
+    partner: HostId,
+    side: watch::Sender<Side>,
     orders: mpsc::Sender<Order>,
     task: JoinHandle<()>,
 }
@@ -75,25 +76,34 @@ impl Links {
     #[must_use]
     pub fn start(spec: LinksSpec, side: Side, notices: mpsc::Sender<LinkNotice>) -> Self {
         let (orders, queue) = mpsc::channel(QUEUE_MAX);
-        Self { orders, task: tokio::spawn(hub::run(spec, side, queue, notices)) }
+        let (side, sides) = watch::channel(side);
+        Self { partner: spec.partner, side, orders, task: tokio::spawn(hub::run(spec, sides, queue, notices)) }
     }
 
-    pub async fn set_side(&self, side: Side) {
-        self.order(Order::Side(side)).await;
+    #[must_use]
+    pub fn partner(&self) -> HostId {
+        self.partner
+    }
+
+    pub fn set_side(&self, side: Side) {
+        self.side.send_if_modified(|present| std::mem::replace(present, side) != side);
     }
 
     /// A disk gave up its stream, or found it ended.
-    pub async fn stream_down(&self, disk: DiskId) {
-        self.order(Order::StreamDown(disk)).await;
+    pub fn stream_down(&self, disk: DiskId) {
+        self.order(Order::StreamDown(disk));
     }
 
     /// Tells the partner which addresses the guest uses.
-    pub async fn learned(&self, nic: u16, addresses: Vec<IpAddr>) {
-        self.order(Order::Learned { nic, addresses }).await;
+    pub fn learned(&self, nic: u16, addresses: Vec<IpAddr>) {
+        self.order(Order::Learned { nic, addresses });
     }
 
-    async fn order(&self, order: Order) {
-        self.orders.send(order).await.expect("the links' task lives as long as this value");
+    /// Never waits: the links' task may itself be waiting for the AM to take a notice.
+    fn order(&self, order: Order) {
+        if let Err(error) = self.orders.try_send(order) {
+            tracing::warn!(%error, "the links are too busy to be told");
+        }
     }
 }
 

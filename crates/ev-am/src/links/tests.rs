@@ -144,7 +144,7 @@ async fn a_disk_gets_its_stream_and_addresses_are_told() {
     let (mut one, mut other) = both_streams(&mut pair).await;
     assert_connected(&mut one, &mut other).await;
     let address: IpAddr = "192.0.2.9".parse().unwrap();
-    pair.dialler.0.learned(1, vec![address]).await;
+    pair.dialler.0.learned(1, vec![address]);
     let told = async {
         loop {
             if let LinkNotice::Learned { nic, addresses } = pair.accepter.1.recv().await.unwrap() {
@@ -219,8 +219,8 @@ async fn roles_change_places() {
     let mut second = start(2, 1, 1, 0, Side::Accepts);
     let (mut one, _other) = tokio::join!(next_stream(&mut first.1), next_stream(&mut second.1));
     // For a moment both dial: neither takes the other's links, and nothing worse happens.
-    second.0.set_side(Side::Dials).await;
-    first.0.set_side(Side::Accepts).await;
+    second.0.set_side(Side::Dials);
+    first.0.set_side(Side::Accepts);
     assert!(timeout(PATIENCE, one.read_u8()).await.expect("the old stream breaks").is_err());
     let (mut one, mut other) = tokio::join!(next_stream(&mut first.1), next_stream(&mut second.1));
     assert_connected(&mut one, &mut other).await;

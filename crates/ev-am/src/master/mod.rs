@@ -29,7 +29,7 @@ const PROPOSE_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum MasterNotice {
     /// The answer to a report that was sent at `asked_at`.
-    Directive { asked_at: Instant, master: MemberId, directive: Box<Directive> },
+    Directive { asked_at: Instant, directive: Box<Directive> },
     /// What became of a proposal.
     Proposed { change: AuthorityChange, result: Result<Authority, ProposeFailure> },
 }
@@ -153,6 +153,7 @@ async fn report_for_ever(
     notices: mpsc::Sender<MasterNotice>,
 ) {
     let mut finder = Finder::default();
+    let mut master = None;
     loop {
         let interval = *interval.borrow();
         let next = TokioInstant::now() + interval;
@@ -164,8 +165,11 @@ async fn report_for_ever(
             if let Some(answer) = finder.ask(&members, &request, interval * 2).await
                 && let PeerResponse::Directive(directive) = answer.response
             {
-                let (asked_at, master) = (answer.asked_at, answer.master);
-                if notices.send(MasterNotice::Directive { asked_at, master, directive }).await.is_err() {
+                if master.replace(answer.master) != Some(answer.master) {
+                    tracing::info!(master = %answer.master, "reporting to this pool master");
+                }
+                let asked_at = answer.asked_at;
+                if notices.send(MasterNotice::Directive { asked_at, directive }).await.is_err() {
                     return;
                 }
             }
