@@ -50,6 +50,25 @@ impl TinyImage {
     }
 }
 
+/// A disk with only a boot sector, which writes a line to the serial port.
+#[derive(Debug, Clone)]
+pub struct BootSector {
+    image: PathBuf,
+}
+
+impl BootSector {
+    /// # Panics
+    /// If `cargo xtask guests` has not made it.
+    pub fn find() -> Self {
+        Self { image: made(guests().join("boot-sector/disk.raw")) }
+    }
+
+    /// The arguments of `ev vm-import` for a guest of that name.
+    pub fn import_arguments(&self, name: &str) -> Vec<String> {
+        ["vm-import", name, plain(&self.image), "--memory", "64"].iter().map(|word| (*word).to_owned()).collect()
+    }
+}
+
 /// Debian 12 with PostgreSQL, in an image that boots by itself.
 #[derive(Debug, Clone)]
 pub struct DebianGuest {

@@ -8,14 +8,16 @@ mod lab;
 mod load;
 mod pool;
 mod postgres;
+mod rounds;
 mod tiny;
 mod wait;
 
 pub use client::{ClientError, in_client};
-pub use guests::{DebianGuest, TinyImage};
+pub use guests::{BootSector, DebianGuest, TinyImage};
 pub use lab::TestLab;
 pub use load::{Load, LoadReport, Service};
 pub use pool::{EvFailure, Pool};
 pub use postgres::Postgres;
+pub use rounds::{Protected, Return, Takeover};
 pub use tiny::TinyGuest;
 pub use wait::eventually;

@@ -1,6 +1,8 @@
 //! Everything a developer runs: `cargo xtask help`.
 
+mod bench;
 mod ci;
+mod demo;
 mod guests;
 mod packages;
 mod run;
@@ -31,6 +33,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         nextest: Vec<String>,
     },
+    /// Show the main job: two hosts, a real guest at Level 2, a client; hosts are killed, nothing acknowledged is lost
+    Demo {
+        /// How many hosts are killed, in turn
+        #[arg(long, default_value_t = 2)]
+        rounds: u32,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// What continuous integration runs: formatting, lints, documents, tidy, tests
     Ci,
     /// Check sizes of files and functions, first lines, and leftovers
@@ -42,6 +53,8 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Guests => setup::run().and_then(|()| guests::make()),
         Command::Test { nextest } => ci::test(&nextest),
+        Command::Demo { rounds } => demo::run(rounds),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Ci => ci::all(),
         Command::Tidy => tidy::run(),
     };

@@ -1,0 +1,108 @@
+//! The main job as a sequence of steps, for scenarios, demo and benchmarks: the active host dies in the middle of writes, the
+//! guest comes back on the other one, the dead host returns and is brought in sync.
+
+use std::time::{Duration, Instant};
+
+use ev_api::vm::{CopyView, DiskView, VmView};
+use ev_lab::Lab;
+
+use crate::load::Load;
+use crate::pool::Pool;
+
+/// A real guest boots in 20 s on an emulated processor that it has for itself; it may have to share.
+const SERVICE_LIMIT: Duration = Duration::from_secs(180);
+const SYNC_LIMIT: Duration = Duration::from_secs(300);
+/// Writes before a host dies, and after the guest is back.
+const WRITES_EACH_SIDE: u64 = 50;
+
+/// One VM at Level 2 in a lab of two hosts, under load.
+#[derive(Debug, Clone, Copy)]
+pub struct Protected<'a> {
+    pub lab: &'a Lab,
+    pub pool: Pool<'a>,
+    pub vm: &'a str,
+}
+
+/// What happened when a host died.
+#[derive(Debug, Clone)]
+pub struct Takeover {
+    pub dead: String,
+    pub active: String,
+    /// From the host's death to the first write that was acknowledged again.
+    pub service_back: Duration,
+    pub generation: u64,
+}
+
+/// What happened when it came back.
+#[derive(Debug, Clone)]
+pub struct Return {
+    /// From switching it on until both replicas of every disk were good.
+    pub in_sync: Duration,
+    pub copies: Vec<CopyView>,
+    pub disk_bytes: u64,
+}
+
+impl Return {
+    /// Whether no disk was copied as a whole.
+    pub fn by_delta_copy(&self) -> bool {
+        self.copies.iter().all(|copy| !copy.full)
+    }
+
+    /// Bytes that crossed the link for the copies.
+    pub fn moved_bytes(&self) -> u64 {
+        self.copies.iter().map(|copy| copy.moved_bytes).sum()
+    }
+}
+
+impl Protected<'_> {
+    /// The VM, once both replicas of all its disks are good; asked from a host that lives.
+    ///
+    /// # Panics
+    /// If that does not come about in time.
+    #[track_caller]
+    pub fn in_sync(&self, asked: &str) -> VmView {
+        self.pool.wait_in_sync(asked, self.vm, SYNC_LIMIT)
+    }
+
+    /// Kills the active host in the middle of writes and waits until the service is back.
+    ///
+    /// # Panics
+    /// If the service does not come back in time.
+    #[track_caller]
+    pub fn kill_active(&self, load: &Load, asked: &str) -> Takeover {
+        let dead = self.in_sync(asked).active.expect("a running guest has an active host");
+        let active = self.other_than(&dead);
+        load.wait_for_more(WRITES_EACH_SIDE, SERVICE_LIMIT);
+        self.lab.kill(&dead).expect("the host dies");
+        let death = Instant::now();
+        load.wait_for_more(1, SERVICE_LIMIT);
+        // An answer of the dead host may still have been on its way when it died: it is the second that counts.
+        load.wait_for_more(1, SERVICE_LIMIT);
+        let service_back = death.elapsed();
+        load.wait_for_more(WRITES_EACH_SIDE, SERVICE_LIMIT);
+        let view = self.pool.wait_vm(&active, self.vm, "the guest on the other host", SERVICE_LIMIT, |vm| {
+            vm.active.as_deref() == Some(active.as_str())
+        });
+        Takeover { dead, active, service_back, generation: view.generation }
+    }
+
+    /// Switches the dead host on and waits until it is in sync.
+    ///
+    /// # Panics
+    /// If it does not get there in time.
+    #[track_caller]
+    pub fn bring_back(&self, takeover: &Takeover) -> Return {
+        let start = Instant::now();
+        self.lab.start(&takeover.dead).expect("the host starts");
+        let view = self.in_sync(&takeover.active);
+        let in_sync = start.elapsed();
+        let disks: Vec<DiskView> = self.pool.json(&takeover.active, &["disk-show", self.vm]);
+        let copies = disks.iter().filter_map(|disk| disk.copy.clone()).collect();
+        Return { in_sync, copies, disk_bytes: view.disks.iter().map(|disk| disk.size_bytes).sum() }
+    }
+
+    fn other_than(&self, host: &str) -> String {
+        let names = self.lab.plan().nodes.iter().map(|node| node.name.to_string());
+        names.into_iter().find(|name| name.starts_with('h') && name != host).expect("there are two hosts")
+    }
+}

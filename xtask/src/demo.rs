@@ -1,0 +1,18 @@
+//! `cargo xtask demo`: the main job on one machine. The story itself is `tests/src/bin/ev-demo.rs`.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::run::{cargo, heading, show, target};
+use crate::{guests, setup};
+
+/// Sets up, builds, and runs the story; fails if anything acknowledged was lost.
+pub fn run(rounds: u32) -> Result<()> {
+    setup::run()?;
+    guests::make()?;
+    heading("building");
+    show(cargo().args(["build", "--workspace", "--bins"]))?;
+    heading("two hosts, a quorum server, a real guest, a client; hosts die");
+    show(Command::new(target().join("debug/ev-demo")).arg(rounds.to_string()))
+}
