@@ -143,6 +143,7 @@ fn fio_verifies_what_it_wrote_deep_in_the_queue() {
         "--verify_fatal=1",
         "--do_verify=1",
         "--randseed=1",
+        "--verify_state_save=0",
     ];
     let output = run("fio", &arguments).unwrap();
     assert!(output.contains("err= 0"), "{output}");
