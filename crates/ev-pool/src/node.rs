@@ -219,6 +219,12 @@ impl PoolNode {
         self.shared.leadership.borrow().is_me
     }
 
+    /// Whether this number was given to a member that is not one any more.
+    #[must_use]
+    pub fn was_removed(&self, member: MemberId) -> bool {
+        self.shared.is_removed(member)
+    }
+
     /// The group as this member sees it.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
@@ -271,9 +277,10 @@ impl PoolNode {
             PeerRequest::Raft { kind, body } => Ok(self.shared.answer_raft(kind, &body).await),
             PeerRequest::Command { body } => Ok(self.answer_command(from, &body).await),
             PeerRequest::Standing => Ok(PeerResponse::Standing(self.shared.standing())),
-            other @ (PeerRequest::Report(_) | PeerRequest::Propose { .. } | PeerRequest::LibraryRead { .. }) => {
-                Err(other)
-            }
+            other @ (PeerRequest::Report(_)
+            | PeerRequest::Propose { .. }
+            | PeerRequest::LibraryRead { .. }
+            | PeerRequest::Dismiss) => Err(other),
         }
     }
 

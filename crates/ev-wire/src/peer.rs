@@ -38,6 +38,8 @@ pub enum PeerRequest {
     Command { body: Vec<u8> },
     /// How do you stand in the consensus group? Asked before an election, and to find who does not answer.
     Standing,
+    /// To a quorum server, from a host: this pool needs you no more, forget it.
+    Dismiss,
 }
 
 /// Which Raft message a [`PeerRequest::Raft`] is.
@@ -68,6 +70,7 @@ pub enum PeerResponse {
     /// The request was understood and failed; the text says what to do.
     Failed(String),
     Standing(Standing),
+    Dismissed,
 }
 
 /// How a member stands in the consensus group.
