@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{cargo, heading, show};
-use crate::{guests, setup, tidy};
+use crate::{dependencies, guests, setup, tidy};
 
 /// Formatting, lints, documents, tidy, then all tests: the quick checks first.
 pub fn all() -> Result<()> {
@@ -12,6 +12,8 @@ pub fn all() -> Result<()> {
     show(cargo().args(["fmt", "--all", "--check"]))?;
     heading("sizes, first lines, leftovers");
     tidy::run()?;
+    heading("licences, bans and sources of dependencies");
+    dependencies::check()?;
     heading("lints");
     show(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
     heading("documents");

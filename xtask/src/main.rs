@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod demo;
+mod dependencies;
 mod guests;
 mod packages;
 mod run;
@@ -44,6 +45,8 @@ enum Command {
     Bench(bench::Bench),
     /// What continuous integration runs: formatting, lints, documents, tidy, tests
     Ci,
+    /// Check licences, bans and sources of dependencies by deny.toml
+    Deny,
     /// Check sizes of files and functions, first lines, and leftovers
     Tidy,
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Demo { rounds } => demo::run(rounds),
         Command::Bench(bench) => bench::run(&bench),
         Command::Ci => ci::all(),
+        Command::Deny => dependencies::check(),
         Command::Tidy => tidy::run(),
     };
     match result {

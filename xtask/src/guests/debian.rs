@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::run::quiet;
 
 /// Address of the guest on the VM network of a lab.
-pub const ADDRESS: &str = "10.10.3.20";
+const ADDRESS: &str = "10.10.3.20";
 /// PostgreSQL role and database that the scenarios use.
 pub const DATABASE: &str = "app";
 /// Its password; the guest exists only in a lab.
@@ -33,8 +33,9 @@ const INITRD_MODULES: &str = "virtio_pci\nvirtio_blk\nvirtio_net\next4\ncrc32c_g
 const EXTLINUX_CONFIG: &str = "default debian\nprompt 0\ntimeout 0\nlabel debian\n  kernel /boot/vmlinuz\n  initrd /boot/initrd.img\n  \
      append root=/dev/vda ro console=ttyS0 net.ifnames=0 rootwait quiet systemd.show_status=true mitigations=off\n";
 
-const NETWORK: &str =
-    "[Match]\nType=ether\n[Network]\nAddress=10.10.3.20/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n";
+fn network() -> String {
+    format!("[Match]\nType=ether\n[Network]\nAddress={ADDRESS}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n")
+}
 
 const POSTGRES_CONFIG: &str = "listen_addresses = '*'\nshared_buffers = 32MB\nmax_connections = 20\ncheckpoint_timeout = 60s\n\
      fsync = on\nsynchronous_commit = on\nfull_page_writes = on\n";
@@ -104,7 +105,7 @@ fn configure(root: &Path) -> Result<()> {
     write("etc/hostname", "db01\n")?;
     write("etc/hosts", "127.0.0.1 localhost db01\n")?;
     write("etc/fstab", "/dev/vda / ext4 defaults,noatime 0 1\n")?;
-    write("etc/systemd/network/10-lab.network", NETWORK)?;
+    write("etc/systemd/network/10-lab.network", &network())?;
     write("etc/systemd/journald.conf.d/lab.conf", "[Journal]\nStorage=volatile\n")?;
     write("etc/initramfs-tools/modules", INITRD_MODULES)?;
     write("etc/initramfs-tools/conf.d/lab", "MODULES=list\nCOMPRESS=zstd\nFSTYPE=ext4\n")?;
