@@ -43,7 +43,7 @@ impl Master {
         let mut vms: Vec<&Vm> = state.vms.values().collect();
         vms.sort_by_key(|vm| (vm.config.start_order, Reverse(vm.level), vm.id));
         for vm in vms {
-            if self.pending_change(now, vm) {
+            if self.is_pending(now, vm, out) {
                 continue;
             }
             let change = match vm.authority.power {

@@ -31,8 +31,16 @@ pub use hosts::{HostView, Path};
 
 /// Clocks of two machines may run at rates that differ by this much: a hundredth part is a hundred times what quartz does.
 const CLOCK_ALLOWANCE_PERCENT: u32 = 5;
-/// A proposal without a visible result is made again after this time.
-const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A proposal without a visible result is made again, the same, after this time.
+const PROPOSAL_REPEAT: Duration = Duration::from_secs(1);
+
+/// A proposal whose outcome is not known.
+#[derive(Debug)]
+struct Pending {
+    seen: Generation,
+    at: Instant,
+    change: AuthorityChange,
+}
 
 /// The engine. One task owns it.
 #[derive(Debug)]
@@ -44,8 +52,9 @@ pub struct Master {
     reports: BTreeMap<(VmId, HostId), (Instant, AmReport)>,
     /// Latest time, on this clock, at which a lease that was granted here can still count.
     granted_until: BTreeMap<VmId, Instant>,
-    /// Proposals under way: no second one for the same generation, and no lease under a record that is to go.
-    pending: BTreeMap<VmId, (Generation, Instant)>,
+    /// Proposals whose outcome is not known. A proposal that seems lost can still be committed, however late: until the
+    /// record moves on or the refusal is known, no other is made and no lease is granted under a record that is to go.
+    pending: BTreeMap<VmId, Pending>,
     restarts: BTreeMap<VmId, guests::Restarts>,
     /// Since when a guest of a lower start order has been awaited.
     waiting_since: BTreeMap<VmId, Instant>,
@@ -97,7 +106,7 @@ impl Master {
         let vm = state.vms.get(&id)?;
         let lease = Duration::from_millis(state.settings.lease_ms);
         let may_run = vm.authority.active == Some(host) && matches!(vm.authority.power, Power::On { .. });
-        let replaced = self.pending_change(now, vm);
+        let replaced = self.pending.get(&id).is_some_and(|pending| pending.seen == vm.authority.generation);
         if !may_run || replaced || vm.level == Level::Unprotected {
             return None;
         }
@@ -127,20 +136,31 @@ impl Master {
         self.granted_until.retain(|vm, _| state.vms.contains_key(vm));
         self.restarts.retain(|vm, _| state.vms.contains_key(vm));
         self.waiting_since.retain(|vm, _| state.vms.contains_key(vm));
-        self.pending.retain(|vm, (seen, _)| state.vms.get(vm).is_some_and(|vm| vm.authority.generation == *seen));
+        self.pending.retain(|vm, pending| state.vms.get(vm).is_some_and(|vm| vm.authority.generation == pending.seen));
         self.heard.retain(|(host, _), _| state.members.contains_key(host));
     }
 
-    /// Whether a change of this record was proposed and may yet be committed.
-    fn pending_change(&self, now: Instant, vm: &Vm) -> bool {
-        self.pending
-            .get(&vm.id)
-            .is_some_and(|(seen, at)| *seen == vm.authority.generation && now.since(*at) < PROPOSAL_TIMEOUT)
+    /// The pool state refused the change proposed at generation `seen`: it will not be committed any more.
+    pub fn proposal_refused(&mut self, vm: VmId, seen: Generation) {
+        if self.pending.get(&vm).is_some_and(|pending| pending.seen == seen) {
+            self.pending.remove(&vm);
+        }
     }
 
     fn propose(&mut self, now: Instant, vm: &Vm, change: AuthorityChange, out: &mut Vec<Command>) {
-        self.pending.insert(vm.id, (vm.authority.generation, now));
-        out.push(Command::VmAuthority { id: vm.id, if_generation: vm.authority.generation, change });
+        let seen = vm.authority.generation;
+        self.pending.insert(vm.id, Pending { seen, at: now, change: change.clone() });
+        out.push(Command::VmAuthority { id: vm.id, if_generation: seen, change });
+    }
+
+    /// Whether a proposal is under way for this VM; one that has been for long is made again.
+    fn is_pending(&mut self, now: Instant, vm: &Vm, out: &mut Vec<Command>) -> bool {
+        let Some(pending) = self.pending.get(&vm.id) else { return false };
+        if now.since(pending.at) >= PROPOSAL_REPEAT {
+            let change = pending.change.clone();
+            self.propose(now, vm, change, out);
+        }
+        true
     }
 
     /// Whether no lease that the active host may hold for this VM can still count.
