@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: numbers, each printed as a table, or as one JSON object with `--output json`.
 
 mod failover;
+mod mirror;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
@@ -16,6 +17,17 @@ pub enum Bench {
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    /// A mirrored disk beside QEMU's own means: one copy, and two by the quorum driver
+    Mirror {
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+        /// Only these peers
+        #[arg(long, value_enum)]
+        peer: Vec<mirror::PeerKind>,
+        /// Only these cases, by name
+        #[arg(long)]
+        case: Vec<String>,
+    },
 }
 
 /// How results are printed.
@@ -28,5 +40,6 @@ pub enum Output {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Failover { runs, output } => failover::run(*runs, *output),
+        Bench::Mirror { output, peer, case } => mirror::run(*output, peer, case),
     }
 }
