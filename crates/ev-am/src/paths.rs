@@ -27,10 +27,6 @@ impl Paths {
         self.state.join("started")
     }
 
-    pub fn uefi_vars(&self) -> PathBuf {
-        self.state.join("uefi-vars.fd")
-    }
-
     /// IP addresses that the guest was seen to use, per NIC.
     pub fn learned(&self) -> PathBuf {
         self.state.join("learned.json")
@@ -44,35 +40,7 @@ impl Paths {
         self.run.join("am.pid")
     }
 
-    pub fn qemu_pid(&self) -> PathBuf {
-        self.run.join("qemu.pid")
-    }
-
-    pub fn qmp_socket(&self) -> PathBuf {
-        self.run.join("qmp.sock")
-    }
-
     pub fn nbd_socket(&self, disk: usize) -> PathBuf {
         self.run.join(format!("nbd-{disk}.sock"))
-    }
-
-    pub fn nic_socket(&self, nic: usize) -> PathBuf {
-        self.run.join(format!("nic-{nic}.sock"))
-    }
-
-    pub fn serial_socket(&self) -> PathBuf {
-        self.run.join("serial.sock")
-    }
-
-    pub fn vnc_socket(&self) -> PathBuf {
-        self.run.join("vnc.sock")
-    }
-
-    pub fn run(&self) -> &Path {
-        &self.run
-    }
-
-    pub fn state(&self) -> &Path {
-        &self.state
     }
 }
