@@ -34,6 +34,9 @@ pub struct TinyImage {
 }
 
 impl TinyImage {
+    /// The address that scenarios with one guest give it.
+    pub const ADDRESS: &'static str = "10.10.3.30";
+
     /// # Panics
     /// If `cargo xtask guests` has not made it.
     pub fn find() -> Self {

@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 use ev_api::vm::{CopyView, DiskView, VmView};
 use ev_lab::Lab;
 
-use crate::load::Load;
+use crate::client::in_client;
+use crate::guests::TinyImage;
+use crate::load::{Load, LoadReport, Service};
 use crate::pool::Pool;
+use crate::tiny::TinyGuest;
+use crate::wait::eventually;
 
 /// A real guest boots in 20 s on an emulated processor that it has for itself; it may have to share.
 const SERVICE_LIMIT: Duration = Duration::from_secs(180);
@@ -54,7 +58,51 @@ impl Return {
     }
 }
 
-impl Protected<'_> {
+impl<'a> Protected<'a> {
+    /// The tiny guest at Level 2 in a new pool of the lab's machines, running, and a client that writes to it.
+    ///
+    /// # Panics
+    /// If any step fails.
+    #[track_caller]
+    pub fn tiny(lab: &'a Lab) -> (Self, Load) {
+        let pool = Pool::create(lab);
+        pool.ok("h1", &TinyImage::find().create_arguments("tiny", "256M", TinyImage::ADDRESS));
+        pool.ok("h1", &["pvm-protect", "tiny", "--level", "2", "--wait"]);
+        pool.ok("h1", &["pvm-start", "tiny"]);
+        let load = Load::start(lab, 0, || TinyGuest::connect(TinyImage::ADDRESS));
+        load.wait_for_more(WRITES_EACH_SIDE, SERVICE_LIMIT);
+        let protected = Self { lab, pool, vm: "tiny" };
+        protected.in_sync("h1");
+        (protected, load)
+    }
+
+    /// The tiny guest's present boot.
+    ///
+    /// # Panics
+    /// If it does not answer in time.
+    #[track_caller]
+    pub fn boot_id(&self) -> String {
+        in_client(self.lab, || {
+            eventually("the guest's boot id", SERVICE_LIMIT, || TinyGuest::connect(TinyImage::ADDRESS)?.boot_id())
+        })
+    }
+
+    /// Stops the client and looks for everything that was acknowledged to it.
+    ///
+    /// # Panics
+    /// If anything is missing, or the guest does not answer in time.
+    #[track_caller]
+    pub fn assert_nothing_lost(&self, load: Load) -> LoadReport {
+        let report = load.stop();
+        let missing = in_client(self.lab, || {
+            eventually("the guest to answer", SERVICE_LIMIT, || {
+                TinyGuest::connect(TinyImage::ADDRESS)?.missing(report.acknowledged)
+            })
+        });
+        assert!(missing.is_empty(), "acknowledged and lost: {missing:?} of {report:?}");
+        println!("{report:?}");
+        report
+    }
     /// The VM, once both replicas of all its disks are good; asked from a host that lives.
     ///
     /// # Panics

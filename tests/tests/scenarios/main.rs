@@ -1,4 +1,12 @@
 //! End-to-end scenarios, one file each. Each has a lab of its own and runs alone: see `.config/nextest.toml`.
 
+mod database_rounds;
+mod disks;
 mod harness;
+mod hosts;
+mod images;
 mod level2_failover;
+mod networks;
+mod pools;
+mod programs;
+mod protection;

@@ -1,0 +1,42 @@
+//! The proof with a real service: PostgreSQL in Debian at Level 2, three rounds of death, takeover, return and delta copy.
+
+use ev_tests::{DebianGuest, Load, Pool, Postgres, Protected, Service, TestLab, in_client};
+
+const ROUNDS: u32 = 3;
+/// A round writes some hundred rows and boots Debian once; far less than this part of the disk changes.
+const MOVED_PART_MAX: u64 = 8;
+
+#[test]
+fn every_acknowledged_row_survives_three_deaths_of_hosts() {
+    let lab = TestLab::up(2, 1);
+    let pool = Pool::create(&lab);
+    pool.ok("h1", &DebianGuest::find().import_arguments("db01"));
+    pool.ok("h1", &["pvm-protect", "db01", "--level", "2", "--wait"]);
+    pool.ok("h1", &["pvm-start", "db01"]);
+    let load = Load::start(&lab, 0, Postgres::connect);
+    let protected = Protected { lab: &lab, pool, vm: "db01" };
+    let mut asked = "h1".to_owned();
+    for round in 1..=ROUNDS {
+        let takeover = protected.kill_active(&load, &asked);
+        println!("round {round}: {takeover:?}");
+        assert_all_rows(&lab, load.acknowledged());
+        let back = protected.bring_back(&takeover);
+        println!("round {round}: {back:?}");
+        assert!(back.by_delta_copy(), "{back:?}");
+        assert!(back.moved_bytes() > 0, "rows were written meanwhile: {back:?}");
+        assert!(back.moved_bytes() < back.disk_bytes / MOVED_PART_MAX, "{back:?}");
+        asked = takeover.active;
+    }
+    let report = load.stop();
+    assert_all_rows(&lab, report.acknowledged);
+    let verified = protected.pool.ok(&asked, &["disk-verify", "db01", "--wait"]);
+    println!("{verified}");
+}
+
+fn assert_all_rows(lab: &ev_lab::Lab, acknowledged: u64) {
+    let missing = in_client(lab, || Postgres::connect().and_then(|mut client| client.missing(acknowledged)));
+    assert_eq!(missing.expect("the database answers"), Vec::<u64>::new());
+    if let Err(complaint) = Postgres::check_integrity(lab) {
+        panic!("pg_amcheck: {complaint}");
+    }
+}

@@ -1,0 +1,76 @@
+//! Whole hosts: both killed at once, frozen and thawed, the pool master and the quorum server killed.
+
+use std::time::Duration;
+
+use ev_api::pool::PoolView;
+use ev_tests::{Protected, TestLab, eventually};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn both_hosts_killed_at_once_come_back_by_themselves_with_everything() {
+    let lab = TestLab::up(2, 1);
+    let (protected, load) = Protected::tiny(&lab);
+    load.wait_for_more(50, LIMIT);
+    lab.kill("h1").expect("dies");
+    lab.kill("h2").expect("dies");
+    lab.start("h1").expect("starts");
+    lab.start("h2").expect("starts");
+    load.wait_for_more(50, LIMIT);
+    let view = protected.in_sync("h1");
+    assert!(view.disks.iter().filter_map(|disk| disk.copy.as_ref()).all(|copy| !copy.full), "{view:?}");
+    protected.assert_nothing_lost(load);
+}
+
+#[test]
+fn a_host_frozen_past_its_lease_does_no_harm_when_it_thaws() {
+    let lab = TestLab::up(2, 1);
+    let (protected, load) = Protected::tiny(&lab);
+    let frozen = protected.in_sync("h1").active.expect("it runs");
+    let other = if frozen == "h1" { "h2" } else { "h1" };
+    lab.freeze(&frozen).expect("freezes");
+    load.wait_for_more(50, LIMIT);
+    let boot_id = protected.boot_id();
+    let view = protected.pool.try_vm(other, "tiny").expect("the other host answers");
+    assert_eq!(view.active.as_deref(), Some(other));
+
+    lab.thaw(&frozen).expect("thaws");
+    load.wait_for_more(50, LIMIT);
+    protected.in_sync(other);
+    eventually("the thawed host's guest to end", LIMIT, || {
+        let guests =
+            lab.processes(&frozen).expect("on").into_iter().filter(|process| process.program.starts_with("qemu"));
+        match guests.count() {
+            0 => Ok(()),
+            count => Err(format!("{count} guests run on {frozen}")),
+        }
+    });
+    assert_eq!(protected.boot_id(), boot_id, "the guest ran on where it was");
+    protected.assert_nothing_lost(load);
+}
+
+#[test]
+fn the_death_of_the_pool_master_and_of_the_quorum_server_is_not_seen_by_a_guest_elsewhere() {
+    let lab = TestLab::up(2, 1);
+    let (protected, load) = Protected::tiny(&lab);
+    let boot_id = protected.boot_id();
+    lab.kill("q1").expect("dies");
+    load.wait_for_more(50, LIMIT);
+    assert_eq!(protected.boot_id(), boot_id);
+    lab.start("q1").expect("starts");
+    eventually("the quorum server to be back", LIMIT, || {
+        let pool: PoolView = protected.pool.try_json("h1", &["pool-show"]).map_err(|failure| failure.to_string())?;
+        if pool.members.iter().all(|member| member.reachable) { Ok(()) } else { Err(format!("{:?}", pool.members)) }
+    });
+    let pool: PoolView = protected.pool.json("h1", &["pool-show"]);
+    let master = pool.master.expect("there is one");
+    let active = protected.in_sync("h1").active.expect("it runs");
+    lab.kill(&master).expect("dies");
+    load.wait_for_more(50, LIMIT);
+    if master != active {
+        assert_eq!(protected.boot_id(), boot_id, "a guest on the other host ran on");
+    }
+    lab.start(&master).expect("starts");
+    protected.in_sync(&master);
+    protected.assert_nothing_lost(load);
+}
