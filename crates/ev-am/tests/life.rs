@@ -35,9 +35,11 @@ async fn a_killed_am_is_replaced_and_the_guest_goes_on() {
     let (since, qemu) = (pool.since(), host.qemu_pid().unwrap());
     host.kill_am();
     host.start_am();
-    until("the new AM's report", || pool.report(ONE).is_some_and(|report| running(&report.guest))).await;
+    until("the new AM to take it up", || host.log().contains("taking up the guest")).await;
+    until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok()).await;
+    let report = host.status().await;
+    assert!(running(&report.guest) && report.accelerator.is_some(), "{report:?}");
     let log = host.log();
-    assert!(log.contains("taking up the guest"), "{log}");
     assert_eq!((pool.since(), host.qemu_pid()), (since, Some(qemu)), "the guest was not touched");
     assert!(!log.contains("the guest is paused"), "its lease came before it had to be paused");
     // And what comes after works under the new one too.

@@ -34,6 +34,9 @@ const EVENTS_MAX: usize = 64;
 /// lease the guest goes on unpaused.
 const FIRST_LEASE_WAIT: Duration = Duration::from_millis(500);
 
+/// How long the process lives on after its work, for the last answer on the local socket.
+const LAST_ANSWER_TIME: Duration = Duration::from_millis(100);
+
 /// Runs the AM of the VM that `config_path` describes.
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = config::load(config_path)?;
@@ -49,6 +52,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     if am.take_up().await == Stay::Yes {
         am.work().await;
     }
+    // The answer to a call that ended this process is still on its way.
+    tokio::time::sleep(LAST_ANSWER_TIME).await;
     tracing::info!("ev-am ends");
     Ok(())
 }
@@ -159,11 +164,15 @@ impl Am {
         let nics = Nics::connect(self.vm(), &self.guest_paths(), Arc::new(move || gate.is_open())).await;
         let task = GuestTask::attach(since, guest, self.outbox.guest.clone());
         self.guest = Some(RunningGuest { task, nics, accelerator: None, ending: None });
-        let paused = match self.inbox.guest.recv().await {
-            Some((_, GuestNotice::Up { running: true, .. })) => keeper::Paused::No,
-            Some((_, GuestNotice::Gone { .. })) => return self.step(keeper::Event::Tick).await,
-            Some(_) | None => keeper::Paused::Yes,
+        let Some((_, GuestNotice::Up { running, accelerator, .. })) = self.inbox.guest.recv().await else {
+            // It ended in this very moment: then it counts as any guest that was started here and is gone.
+            self.guest = None;
+            return self.step(keeper::Event::Tick).await;
         };
+        if let Some(guest) = &mut self.guest {
+            guest.accelerator = accelerator;
+        }
+        let paused = if running { keeper::Paused::No } else { keeper::Paused::Yes };
         let (now, mut actions) = (crate::clock::now(), Vec::new());
         if let Ok(Some(MasterNotice::Directive { asked_at, directive })) =
             timeout(FIRST_LEASE_WAIT, self.inbox.master.recv()).await

@@ -87,9 +87,18 @@ pub async fn attached(
             | RunState::Other(_),
         )) => true,
     };
-    let up = GuestNotice::Up { pid: guest.pid(), accelerator: None, running };
+    let accelerator = tokio::time::timeout(STATUS_WAIT, accelerator_of(&guest)).await.ok().flatten();
+    let up = GuestNotice::Up { pid: guest.pid(), accelerator, running };
     let _ = notices.send((since, up)).await;
     keep(since, guest, None, orders, notices).await;
+}
+
+/// What a running QEMU says of its accelerator.
+async fn accelerator_of(guest: &Guest) -> Option<String> {
+    let qmp = guest.qmp().await.ok()?;
+    let answer = qmp.execute("query-kvm", serde_json::json!({})).await.ok()?;
+    let kvm = answer.get("enabled")?.as_bool()?;
+    Some(if kvm { "kvm" } else { "tcg" }.to_owned())
 }
 
 async fn keep(
