@@ -5,14 +5,16 @@
 
 pub mod announce;
 pub mod gate;
-pub mod learned;
+mod learned;
 pub mod link_watch;
 pub mod links;
+mod name;
 pub mod pump;
 pub mod tap;
 
 pub use announce::announce;
 pub use gate::{FrameGate, OpenGate};
+pub use learned::LEARNED_MAX;
 pub use link_watch::{LinkState, LinkWatch};
 pub use links::{Links, LinksError};
 pub use pump::{NicPump, NicPumpSpec, PumpCounters};

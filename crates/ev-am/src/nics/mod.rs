@@ -98,13 +98,13 @@ impl Nics {
     pub fn announce(&self, learned: &Learned) {
         for (index, place) in self.places.iter().enumerate() {
             let Ok(connected) = &place.state else { continue };
-            tokio::spawn(tell(connected.tap.clone(), place.config.mac, learned.of(index)));
+            tokio::spawn(tell(connected.tap.clone(), place.config.mac, learned.of(index), Arc::clone(&self.gate)));
         }
     }
 }
 
-async fn tell(tap: Tap, mac: MacAddress, addresses: Vec<IpAddr>) {
-    if let Err(error) = announce(&tap, mac, &addresses).await {
+async fn tell(tap: Tap, mac: MacAddress, addresses: Vec<IpAddr>, gate: Arc<dyn FrameGate>) {
+    if let Err(error) = announce(&tap, mac, &addresses, &*gate).await {
         tracing::warn!(%mac, %error, "could not tell neighbours where the guest is now; they learn it from its next frame");
     }
 }

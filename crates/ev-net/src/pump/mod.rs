@@ -1,14 +1,37 @@
 //! Carries frames between one NIC of a guest (QEMU's stream socket) and its TAP, on a thread of its own.
+//!
+//! ```text
+//!   guest ─ QEMU ══ stream socket ══► FrameReader ─► Outbound ─ gate? ─► TAP ─ bridge ─ network
+//!                                                     (Level 3 holds frames here)
+//!   guest ─ QEMU ◄═ stream socket ═══ ToGuest ◄───────────────────────── TAP ─ bridge ─ network
+//! ```
+//!
+//! On the socket a frame is its length (u32, big endian) and its bytes (QEMU's `-netdev stream`). QEMU listens; the
+//! pump connects, and connects again whenever the connection is lost.
+
+mod counters;
+mod outbound;
+mod stream;
+mod thread;
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use ev_core::ids::MacAddress;
+use rustix::event::EventfdFlags;
 
 use crate::gate::FrameGate;
 use crate::tap::Tap;
+use counters::Shared;
+
+pub use counters::PumpCounters;
+pub use outbound::Outbound;
 
 /// What a pump connects.
 pub struct NicPumpSpec {
@@ -24,56 +47,62 @@ pub struct NicPumpSpec {
     pub gate: Arc<dyn FrameGate>,
 }
 
-/// What went through since the pump was started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PumpCounters {
-    /// From the guest to the network.
-    pub sent_frames: u64,
-    /// From the guest to the network.
-    pub sent_bytes: u64,
-    /// From the network to the guest.
-    pub received_frames: u64,
-    /// From the network to the guest.
-    pub received_bytes: u64,
-    /// Frames of the guest that came while the gate was closed.
-    pub dropped_gate_closed: u64,
-    /// Frames of the guest that the TAP did not take.
-    pub dropped_by_tap: u64,
-    /// Frames for the guest that found its buffer full or no connection.
-    pub dropped_to_guest: u64,
-    /// Connections to QEMU so far.
-    pub connections: u64,
+/// A running pump. Dropping it ends its thread, and waits for that: no frame leaves afterwards.
+pub struct NicPump {
+    shared: Arc<Shared>,
+    end: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// A running pump. Dropping it ends its thread.
-#[derive(Debug)]
-pub struct NicPump {}
+impl fmt::Debug for NicPump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NicPump").field("counters", &self.counters()).finish_non_exhaustive()
+    }
+}
 
 impl NicPump {
     /// Starts the thread.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
-    pub fn start(spec: NicPumpSpec) -> std::io::Result<Self> {
-        let _ = spec;
-        unimplemented!()
+    pub fn start(spec: NicPumpSpec) -> io::Result<Self> {
+        let shared = Arc::new(Shared { learned: Mutex::new(BTreeSet::new()), ..Shared::default() });
+        let end = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let name = spec.name.clone();
+        let pump = thread::Pump::new(spec, Arc::clone(&shared), Arc::clone(&end));
+        let thread = std::thread::Builder::new().name(name).spawn(move || pump.run())?;
+        Ok(Self { shared, end, thread: Some(thread) })
     }
 
     /// What went through.
     #[must_use]
     pub fn counters(&self) -> PumpCounters {
-        unimplemented!()
+        self.shared.counters()
     }
 
-    /// Addresses that the guest was seen to use.
+    /// Addresses that the guest was seen to claim.
     #[must_use]
     pub fn learned(&self) -> BTreeSet<IpAddr> {
-        unimplemented!()
+        self.shared.learned()
     }
 
     /// Whether QEMU is connected.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        unimplemented!()
+        self.shared.is_connected()
+    }
+}
+
+impl Drop for NicPump {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::io::write(&self.end, &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "could not tell a NIC's thread to end");
+            return;
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a NIC's thread had panicked");
+        }
     }
 }

@@ -1,0 +1,229 @@
+//! The pump's thread: waits for the socket, the TAP and the order to end, and moves a batch of frames per wakeup.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ev_core::ids::MacAddress;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::learned::Learned;
+use crate::tap::Tap;
+
+use super::NicPumpSpec;
+use super::counters::{Shared, add};
+use super::outbound::Outbound;
+use super::stream::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
+
+/// Most frames that are taken from the TAP before the other direction is looked at.
+const BATCH_FRAMES_MAX: usize = 64;
+/// Pause between two attempts to connect to QEMU: a guest that starts must not wait for its network.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
+/// Pause after something that should not happen, so that it does not keep a processor busy.
+const TROUBLE_PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Pump {
+    name: String,
+    socket: PathBuf,
+    tap: Tap,
+    mac: MacAddress,
+    shared: Arc<Shared>,
+    end: Arc<OwnedFd>,
+    qemu: Option<UnixStream>,
+    next_connect: Instant,
+    reader: FrameReader,
+    writer: FrameWriter,
+    outbound: Outbound,
+    learned: Learned,
+    frame: Box<[u8]>,
+}
+
+/// What can be done now.
+struct Ready {
+    end: bool,
+    tap: bool,
+    qemu_read: bool,
+    qemu_write: bool,
+}
+
+impl Pump {
+    pub(super) fn new(spec: NicPumpSpec, shared: Arc<Shared>, end: Arc<OwnedFd>) -> Self {
+        let NicPumpSpec { name, socket, tap, mac, gate } = spec;
+        let outbound = Outbound::new(tap.clone(), gate, Arc::clone(&shared));
+        Self {
+            name,
+            socket,
+            tap,
+            mac,
+            shared,
+            end,
+            qemu: None,
+            next_connect: Instant::now(),
+            reader: FrameReader::new(),
+            writer: FrameWriter::new(),
+            outbound,
+            learned: Learned::default(),
+            frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            if self.qemu.is_none() {
+                self.connect();
+            }
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(nic = self.name, %error, "could not wait for frames");
+                    std::thread::sleep(TROUBLE_PAUSE);
+                    continue;
+                }
+            };
+            if ready.end {
+                return;
+            }
+            if ready.qemu_read {
+                self.from_guest();
+            }
+            if ready.tap {
+                self.from_network();
+            }
+            if ready.tap || ready.qemu_write {
+                self.to_guest();
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let mut qemu_flags = PollFlags::IN;
+        qemu_flags.set(PollFlags::OUT, !self.writer.waiting().is_empty());
+        // While QEMU does not read, frames wait in the TAP's queue.
+        let tap_flags = if self.writer.has_room() { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = vec![PollFd::new(&*self.end, PollFlags::IN), PollFd::from_borrowed_fd(self.tap.fd(), tap_flags)];
+        fds.extend(self.qemu.as_ref().map(|qemu| PollFd::new(qemu, qemu_flags)));
+        let timeout = match &self.qemu {
+            Some(_) => None,
+            None => Some(self.next_connect.saturating_duration_since(Instant::now())),
+        };
+        let timeout = timeout.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let has = |index: usize, flags: PollFlags| fds.get(index).is_some_and(|fd| fd.revents().intersects(flags));
+        let lost = PollFlags::HUP | PollFlags::ERR;
+        if has(1, PollFlags::ERR) {
+            // The device was removed under us, or is down: no frames, and no reason to spin.
+            std::thread::sleep(TROUBLE_PAUSE);
+        }
+        Ok(Ready {
+            end: has(0, PollFlags::IN),
+            tap: has(1, PollFlags::IN),
+            qemu_read: has(2, PollFlags::IN | lost),
+            qemu_write: has(2, PollFlags::OUT),
+        })
+    }
+
+    fn connect(&mut self) {
+        if Instant::now() < self.next_connect {
+            return;
+        }
+        self.next_connect = Instant::now() + CONNECT_INTERVAL;
+        match connect_now(&self.socket) {
+            Ok(qemu) => {
+                tracing::debug!(nic = self.name, "connected to QEMU");
+                self.qemu = Some(qemu);
+                add(&self.shared.connections, 1);
+                self.shared.connected.store(true, Ordering::Relaxed);
+            }
+            // It is not there yet, or not any more.
+            Err(error) => tracing::trace!(nic = self.name, %error, "QEMU is not there"),
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.qemu = None;
+        self.reader.clear();
+        self.writer.clear();
+        self.shared.connected.store(false, Ordering::Relaxed);
+        tracing::debug!(nic = self.name, "lost the connection to QEMU");
+    }
+
+    /// One read, and all whole frames in it.
+    fn from_guest(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        match rustix::io::read(qemu, self.reader.space()) {
+            Ok(0) => return self.disconnect(),
+            Ok(bytes) => self.reader.filled(bytes),
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Err(_) => return self.disconnect(),
+        }
+        loop {
+            match self.reader.next() {
+                Ok(Some(frame)) => {
+                    if self.learned.from_guest(self.mac, frame) {
+                        self.shared.set_learned(self.learned.addresses());
+                    }
+                    self.outbound.take(frame);
+                }
+                Ok(None) => return,
+                Err(out_of_step) => {
+                    tracing::warn!(nic = self.name, ?out_of_step, "QEMU sent an impossible length; connecting anew");
+                    return self.disconnect();
+                }
+            }
+        }
+    }
+
+    fn from_network(&mut self) {
+        for _ in 0..BATCH_FRAMES_MAX {
+            if !self.writer.has_room() {
+                return;
+            }
+            let bytes = match rustix::io::read(self.tap.fd().as_fd(), &mut *self.frame) {
+                Ok(bytes) => bytes,
+                // Empty; or down, of which `wait` takes care.
+                Err(_) => return,
+            };
+            let frame = &self.frame[..bytes];
+            if self.learned.from_network(self.mac, frame) {
+                self.shared.set_learned(self.learned.addresses());
+            }
+            if self.qemu.is_some() {
+                self.writer.push(frame);
+                add(&self.shared.received_frames, 1);
+                add(&self.shared.received_bytes, bytes);
+            } else {
+                add(&self.shared.dropped_to_guest, 1);
+            }
+        }
+    }
+
+    fn to_guest(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        if self.writer.waiting().is_empty() {
+            return;
+        }
+        // Not `write`: a lost connection must be an error and not a signal.
+        match rustix::net::send(qemu, self.writer.waiting(), rustix::net::SendFlags::NOSIGNAL) {
+            Ok(bytes) => self.writer.wrote(bytes),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.disconnect(),
+        }
+    }
+}
+
+/// Without waiting: a QEMU that has another client has no place in its queue, and a blocked thread could not be ended.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
