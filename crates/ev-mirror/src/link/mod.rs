@@ -1,3 +1,4 @@
 //! The partner link of one disk.
 
 pub mod codec;
+pub mod session;
