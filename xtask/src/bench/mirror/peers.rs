@@ -215,5 +215,8 @@ fn evenkeel(socket: &Path, folder: &Path, images: &[PathBuf], size_bytes: u64) -
     };
     let replica = start("replica", &images[1])?;
     let coordinator = start("coordinator", &images[0])?;
+    let mut ready = socket.as_os_str().to_owned();
+    ready.push(".ready");
+    wait_for("our second replica", || Path::new(&ready).exists())?;
     Ok(vec![coordinator, replica])
 }
