@@ -21,6 +21,8 @@
 mod settle;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_wishes;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -296,6 +298,7 @@ impl Keeper {
                 self.proposal = None;
                 if let Some(record) = record.filter(|record| record.generation > self.vm.authority.generation) {
                     self.vm.authority = record;
+                    self.forget_good_wishes();
                 }
             }
             Event::Tick => {}
@@ -306,8 +309,17 @@ impl Keeper {
     /// A record of the same generation can still bring another wish, name or level.
     fn adopt(&mut self, vm: Vm) {
         if vm.authority.generation >= self.vm.authority.generation {
+            if vm.authority.generation > self.vm.authority.generation {
+                self.forget_good_wishes();
+            }
             self.vm = vm;
         }
+    }
+
+    /// "This replica is good" was said under an older record and may no longer hold under a newer one (the partner can
+    /// have been lost in between): its disk says it again if it does. A wish to lose a replica does no harm late.
+    fn forget_good_wishes(&mut self) {
+        self.wishes.retain(|wish| matches!(wish, Wish::Lost(..)));
     }
 
     fn on_started(&mut self) {
