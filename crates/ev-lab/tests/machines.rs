@@ -57,6 +57,8 @@ fn a_killed_host_keeps_what_was_flushed_and_loses_the_rest() {
     fs::File::open(&vms).and_then(|dir| dir.sync_all()).expect("flushes the folder");
     fs::write(vms.join("unflushed"), "lost").expect("writes");
     let sleeper = lab.command("h1", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
+    // A process of another host sees the disks of this one, too, and must not keep them from going.
+    let _bystander = lab.command("h2", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
 
     lab.kill("h1").expect("the power goes");
     assert_eq!(lab.power("h1").expect("known"), PowerState::Off);
