@@ -174,6 +174,7 @@ impl Decoder {
             Kind::CopyBegin => Message::CopyBegin {
                 sequence,
                 kind: if has(header, frame::FLAG_FULL) { CopyKind::Full } else { CopyKind::Delta },
+                current: Generation(header.offset.get()),
             },
             Kind::HashRequest => Message::HashRequest { sequence, extent: hash_extent(extent()?, bad_value)? },
             Kind::Hashes => {

@@ -66,8 +66,9 @@ pub fn encode<'a, D: AsRef<[u8]>>(message: &'a Message<D>, head: &mut Vec<u8>) -
             )
         }
         Message::ReadData { sequence, data } => with_data(header, *sequence, 0, data.as_ref(), head),
-        Message::CopyBegin { sequence, kind } => {
+        Message::CopyBegin { sequence, kind, current } => {
             header.sequence = sequence.0.into();
+            header.offset = current.0.into();
             header.flags = match kind {
                 CopyKind::Delta => 0,
                 CopyKind::Full => frame::FLAG_FULL,

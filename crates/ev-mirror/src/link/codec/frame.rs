@@ -7,7 +7,7 @@
 //! | 3 | flags | see `FLAG_*` |
 //! | 4..8 | length | bytes that follow the header |
 //! | 8..16 | sequence | |
-//! | 16..24 | offset | bytes on the disk; word number of a region map |
+//! | 16..24 | offset | bytes on the disk; word number of a region map; generation of a copy's begin |
 //! | 24..28 | argument | length of an extent that comes without data; else 0 |
 //! | 28..32 | checksum | CRC-32C of bytes 0..28 |
 //!

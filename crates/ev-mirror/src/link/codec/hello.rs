@@ -38,6 +38,8 @@ pub struct Hello {
     pub vm: VmId,
     pub disk: DiskId,
     pub host: HostId,
+    /// Drawn anew whenever the replica is opened: what an earlier instance had not flushed may be gone.
+    pub instance: u64,
     pub role: LinkRole,
     /// Generation of the newest record that the sender has acted on.
     pub generation: Generation,
@@ -132,6 +134,7 @@ pub(super) struct HelloRecord {
     role: U32,
     /// As in the superblock.
     health: U32,
+    instance: U64,
 }
 
 /// Body of a refusal; `a` to `d` are what the reason's text needs.
@@ -160,6 +163,7 @@ impl From<&Hello> for HelloRecord {
             bitmap_base: hello.bitmap_base.0.into(),
             role: role_number(hello.role).into(),
             health: hello.health.number().into(),
+            instance: hello.instance.into(),
         }
     }
 }
@@ -174,6 +178,7 @@ impl HelloRecord {
             vm: VmId(Uuid::from_bytes(self.vm)),
             disk: DiskId(Uuid::from_bytes(self.disk)),
             host: MemberId(self.host.get()),
+            instance: self.instance.get(),
             role: role_from_number(self.role.get())?,
             generation: Generation(self.generation.get()),
             size_bytes: self.size_bytes.get(),

@@ -153,10 +153,11 @@ pub enum Message<D> {
         bitmap_base: Generation,
     },
 
-    /// A copy, from the side with the good replica to the other.
+    /// A copy, from the side with the good replica to the other, whose superblock is to say `Copying` and `current`.
     CopyBegin {
         sequence: Sequence,
         kind: CopyKind,
+        current: Generation,
     },
     /// Asks for the hashes of the blocks in the extent, which starts at a block.
     HashRequest {

@@ -18,6 +18,7 @@ fn hello() -> Hello {
         vm: VmId(Uuid::from_u128(2)),
         disk: DiskId(Uuid::from_u128(3)),
         host: MemberId(4),
+        instance: 77,
         role: LinkRole::Coordinator,
         generation: Generation(5),
         size_bytes: SIZE_BYTES,
@@ -112,7 +113,7 @@ fn all_messages() -> Vec<Message<IoBuffer>> {
         }
     }
     for kind in [CopyKind::Delta, CopyKind::Full] {
-        messages.push(Message::CopyBegin { sequence, kind });
+        messages.push(Message::CopyBegin { sequence, kind, current: Generation(7) });
     }
     messages
 }
@@ -159,12 +160,12 @@ fn version_1_is_what_it_was() {
 }
 
 const SAVED_VERSION_1: &str = concat!(
-    "454b010068000000000000000000000000000000000000000000000041de17ef",
+    "454b01007000000000000000000000000000000000000000000000007f639faa",
     "0100010000001000000000000000000000000000000000010000000000000000",
     "0000000000000002000000000000000000000000000000030400000000000000",
     "0500000000000000001000400000000006000000000000000700000000000000",
-    "0100000002000000454b10010400000002010000000000000000040300000000",
-    "00000000643ac9e164617461",
+    "01000000020000004d00000000000000454b1001040000000201000000000000",
+    "000004030000000000000000643ac9e164617461",
 );
 
 #[test]
