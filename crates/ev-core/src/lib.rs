@@ -9,6 +9,7 @@ pub mod authority;
 pub mod availability;
 pub mod candidacy;
 pub mod ids;
+pub mod mirror;
 pub mod pool;
 pub mod report;
 pub mod time;

@@ -1,0 +1,276 @@
+//! The engine of the active host: takes the guest's operations, carries them out on both replicas, and acknowledges them.
+//!
+//! It is driven by levels, not edges: each input changes what is known, and then [`Coordinator::advance`] does all that has
+//! become possible. One file per concern: `ops` an operation's way, `record` authority records, `partner` the link,
+//! `prepare` the way to a copy, `copy` the copy, `settle` flushes and the write-intent log.
+
+mod copy;
+mod op;
+mod ops;
+mod partner;
+mod prepare;
+mod record;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use self::copy::Copier;
+use self::op::Op;
+use self::partner::Partner;
+use self::settle::Settling;
+use super::acknowledge::Required;
+use super::extent::Extent;
+use super::lock::RangeLocks;
+use super::message::{Action, BlockHash, Message, OpId, Trouble, Wish, Write};
+use super::superblock::LocalReplica;
+use crate::ids::{Generation, HostId};
+use crate::report::{CopyProgress, ReplicaState};
+use crate::time::Instant;
+
+/// What the record says about this disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    pub generation: Generation,
+    /// The other host that holds, or is to hold, a replica.
+    pub partner: Option<HostId>,
+    /// Whose replica is good. `partner` only if there is one.
+    pub good: Required,
+}
+
+/// What a coordinator is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// From the guest. Not more than the caller's limit are under way at once.
+    Write {
+        op: OpId,
+        write: Write,
+    },
+    Flush {
+        op: OpId,
+    },
+    Read {
+        op: OpId,
+        extent: Extent,
+    },
+    /// A local operation other than a hash has ended.
+    LocalDone {
+        op: OpId,
+        ok: bool,
+    },
+    /// `None`: the blocks could not be read.
+    LocalHashes {
+        op: OpId,
+        hashes: Option<Vec<BlockHash>>,
+    },
+    Committed {
+        ok: bool,
+    },
+    SuperblockStored {
+        ok: bool,
+    },
+    LinkUp,
+    LinkDown,
+    Received(Message),
+    /// A record that names this host active. Older ones than the last are ignored.
+    Record(Record),
+    /// Time has passed. To be sent several times in each partner timeout.
+    Tick,
+    /// Compare both replicas, and make the partner's like ours if `repair`.
+    Verify {
+        repair: bool,
+    },
+    /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
+    Tidy,
+}
+
+/// Times and limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// How long the partner may be silent before a record without it is wished for.
+    pub partner_timeout: Duration,
+    /// Most bytes per second that a copy looks at.
+    pub copy_bytes_per_s: Option<u64>,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Coordinator {
+    settings: Settings,
+    now: Instant,
+    local: LocalReplica,
+    /// The record acted on.
+    record: Option<Record>,
+    /// A newer one that is being put into effect. Until then both count.
+    next_record: Option<Record>,
+    partner: Partner,
+    ops: BTreeMap<OpId, Op>,
+    next_own: u64,
+    locks: RangeLocks,
+    /// Writes that wait for their regions to be marked.
+    logging: BTreeSet<OpId>,
+    /// Reads that wait for a replica that can be read.
+    reads_held: BTreeSet<OpId>,
+    settling: Settling,
+    copier: Option<Copier>,
+    last_copy: Option<CopyProgress>,
+    told: Told,
+}
+
+/// What was said already, so that it is not said at each step.
+#[derive(Debug, Default)]
+struct Told {
+    wish: Option<(Wish, Instant)>,
+    not_servable: bool,
+    source_unreadable: bool,
+}
+
+/// A wish is repeated after this time, if it still holds.
+const WISH_REPEAT: Duration = Duration::from_millis(1000);
+
+impl Coordinator {
+    /// A coordinator without a record: it serves nobody until it gets one.
+    #[must_use]
+    pub fn new(local: LocalReplica, settings: Settings, now: Instant) -> Self {
+        let partner = Partner::new(&local, now);
+        Self {
+            settings,
+            now,
+            local,
+            record: None,
+            next_record: None,
+            partner,
+            ops: BTreeMap::new(),
+            next_own: OpId::OWN,
+            locks: RangeLocks::default(),
+            logging: BTreeSet::new(),
+            reads_held: BTreeSet::new(),
+            settling: Settling::default(),
+            copier: None,
+            last_copy: None,
+            told: Told::default(),
+        }
+    }
+
+    /// Takes one input; what is to be done goes to `out`, in order.
+    pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Write { op, write } => self.submit_write(op, write, out),
+            Input::Flush { op } => self.submit_flush(op, out),
+            Input::Read { op, extent } => self.submit_read(op, extent, out),
+            Input::LocalDone { op, ok } => self.local_done(op, ok, out),
+            Input::LocalHashes { op, hashes } => self.local_hashes(op, hashes, out),
+            Input::Committed { ok: true } => self.local.log.committed(),
+            Input::SuperblockStored { ok: true } => self.local.stored(),
+            Input::Committed { ok: false } | Input::SuperblockStored { ok: false } => self.local_failed(out),
+            Input::LinkUp => self.link_up(out),
+            Input::LinkDown => self.link_down(out),
+            Input::Received(message) => self.received(message, out),
+            Input::Record(record) => self.take_record(record),
+            Input::Tick => self.tick(out),
+            Input::Verify { repair } => self.start_verify(repair),
+            Input::Tidy => self.thin_out(0),
+        }
+        self.advance(out);
+    }
+
+    /// Does what has become possible.
+    fn advance(&mut self, out: &mut Vec<Action>) {
+        self.advance_record(out);
+        self.advance_partner(out);
+        self.advance_copy(out);
+        self.start_logged(out);
+        self.advance_settling(out);
+        self.advance_wishes(out);
+        self.local.advance(out);
+    }
+
+    /// This host's replica.
+    #[must_use]
+    pub fn local(&self) -> &LocalReplica {
+        &self.local
+    }
+
+    /// Whether everything is on disk and the logs name nothing that both replicas share.
+    #[must_use]
+    pub fn is_tidy(&self) -> bool {
+        self.local.failed || self.local.log.is_settled()
+    }
+
+    /// Whether nothing of the local replica is under way, so that the role can change.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.ops.values().all(|op| !op.is_running_locally()) && self.local.is_idle()
+    }
+
+    /// Hands the replica over to the next engine. Only when [`Coordinator::is_idle`]; operations under way are forgotten.
+    #[must_use]
+    pub fn into_local(self) -> LocalReplica {
+        self.local
+    }
+
+    /// Number of operations under way.
+    #[must_use]
+    pub fn ops_in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Changes the rate of copies from now on.
+    pub fn set_copy_rate(&mut self, bytes_per_s: Option<u64>) {
+        self.settings.copy_bytes_per_s = bytes_per_s;
+    }
+
+    /// The record acted on.
+    #[must_use]
+    pub fn record(&self) -> Option<Record> {
+        self.record
+    }
+
+    /// Progress of the copy under way, or of the last one.
+    #[must_use]
+    pub fn copy_progress(&self) -> Option<CopyProgress> {
+        self.copier.as_ref().map_or(self.last_copy, |copier| Some(copier.progress(self.now)))
+    }
+
+    /// State of this host's replica, for people.
+    #[must_use]
+    pub fn local_state(&self) -> ReplicaState {
+        match self.record {
+            _ if self.local.failed => ReplicaState::Failed,
+            Some(record) if record.good.local => ReplicaState::Online,
+            Some(_) | None => ReplicaState::Stale,
+        }
+    }
+
+    /// Which replicas must have a write before it may be acknowledged.
+    fn required(&self) -> Required {
+        let none = Required { local: false, partner: false };
+        let of = |record: Option<Record>| record.map_or(none, |record| record.good);
+        let pending = Required { local: false, partner: self.partner.pending_good };
+        of(self.record).and(of(self.next_record)).and(pending)
+    }
+
+    /// The generation of the newest record known.
+    fn newest_generation(&self) -> Generation {
+        self.next_record.or(self.record).map_or(Generation::NONE, |record| record.generation)
+    }
+
+    fn own_op(&mut self) -> OpId {
+        self.next_own += 1;
+        OpId(self.next_own)
+    }
+
+    /// This host's replica can no longer be trusted to hold what is written to it.
+    fn local_failed(&mut self, out: &mut Vec<Action>) {
+        if self.local.failed {
+            return;
+        }
+        self.local.failed = true;
+        out.push(Action::Trouble(Trouble::LocalFailed));
+        self.abort_copy(out);
+        self.reconsider_all(out);
+    }
+}

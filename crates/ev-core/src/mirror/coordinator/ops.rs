@@ -1,0 +1,380 @@
+//! The way of a guest's operation: queued behind what overlaps, marked in the log, started on both replicas, acknowledged.
+
+use super::super::acknowledge::{Decision, Leg, decide};
+use super::super::extent::Extent;
+use super::super::lock::Turn;
+use super::super::message::{Action, Durability, LocalIo, Message, OpId, Outcome, Source, Trouble, Write, WriteKind};
+use super::Coordinator;
+use super::op::{Op, Stage, Task};
+
+impl Coordinator {
+    pub(super) fn submit_write(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) {
+        let turn = self.locks.enter(op, write.extent);
+        self.ops.insert(op, Op::new(Task::Write(write), Stage::Queued));
+        if turn == Turn::Now {
+            self.begin_write(op, out);
+        }
+    }
+
+    /// The range is free: mark it, then start.
+    fn begin_write(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let Some(entry) = self.ops.get_mut(&op) else { return };
+        let Task::Write(write) = entry.task else { return };
+        entry.stage = Stage::Logging;
+        self.note_write(write.extent);
+        if self.may_start(write.extent) {
+            self.start_write(op, write, out);
+        } else {
+            self.logging.insert(op);
+        }
+    }
+
+    /// Whether the partner has, or is to have, a replica: then writes are marked.
+    pub(super) fn is_tracked(&self) -> bool {
+        let named = |record: Option<super::Record>| record.is_some_and(|record| record.partner.is_some());
+        named(self.record) || named(self.next_record)
+    }
+
+    /// Marks the regions of a write in the map that fits.
+    fn note_write(&mut self, extent: Extent) {
+        if !self.is_tracked() {
+            return;
+        }
+        if self.required().partner || self.partner.takes_part() {
+            self.local.log.intend(extent);
+        } else {
+            self.local.log.mark_out_of_sync(extent);
+        }
+    }
+
+    /// Whether a crash from here on leaves the regions marked, on the side that tracks.
+    fn may_start(&mut self, extent: Extent) -> bool {
+        if self.record.is_none() {
+            return false;
+        }
+        let nobody_left = self.local.failed && !self.required().partner;
+        if self.partner.tracks_for_us() || !self.is_tracked() || nobody_left {
+            return true;
+        }
+        // With a failed replica here nothing new can be marked; the partner will, once the record is in effect.
+        self.local.log.protects(extent)
+    }
+
+    /// Starts writes whose regions have become safe to write.
+    pub(super) fn start_logged(&mut self, out: &mut Vec<Action>) {
+        if self.logging.is_empty() || self.record.is_none() {
+            return;
+        }
+        for op in self.logging.iter().copied().collect::<Vec<_>>() {
+            match self.ops.get(&op).map(|entry| entry.task) {
+                Some(Task::Write(write)) => {
+                    self.note_write(write.extent);
+                    if self.may_start(write.extent) {
+                        self.logging.remove(&op);
+                        self.start_write(op, write, out);
+                    }
+                }
+                Some(task @ (Task::Flush | Task::Settle)) => {
+                    self.logging.remove(&op);
+                    self.start_flush(op, task, out);
+                }
+                Some(Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control) | None => {
+                    self.logging.remove(&op);
+                }
+            }
+        }
+    }
+
+    fn start_write(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) {
+        self.settling.write_starts(self.local.log.geometry().regions_of(write.extent));
+        let legs = self.start_legs(op, &Message::Write { op, write }, LocalIo::Write(write), out);
+        if let Some(entry) = self.ops.get_mut(&op) {
+            entry.stage = Stage::Started;
+            (entry.local, entry.partner) = legs;
+        }
+        self.reconsider(op, out);
+    }
+
+    /// Starts an operation on each replica that takes part, the partner first: its way is longer.
+    fn start_legs(&self, op: OpId, message: &Message, io: LocalIo, out: &mut Vec<Action>) -> (Leg, Leg) {
+        let partner = if self.partner.takes_part() {
+            out.push(Action::Send(message.clone()));
+            Leg::Running
+        } else if self.required().partner {
+            Leg::Todo
+        } else {
+            Leg::Unneeded
+        };
+        let local = if self.local.failed {
+            Leg::Failed
+        } else if self.required().local {
+            out.push(Action::Local { op, io });
+            Leg::Running
+        } else {
+            Leg::Unneeded
+        };
+        (local, partner)
+    }
+
+    pub(super) fn submit_flush(&mut self, op: OpId, out: &mut Vec<Action>) {
+        if self.record.is_some() {
+            self.start_flush(op, Task::Flush, out);
+        } else {
+            self.ops.insert(op, Op::new(Task::Flush, Stage::Logging));
+            self.logging.insert(op);
+        }
+    }
+
+    pub(super) fn start_flush(&mut self, op: OpId, task: Task, out: &mut Vec<Action>) {
+        let mut entry = Op::new(task, Stage::Started);
+        entry.epoch = self.settling.flush_starts();
+        (entry.local, entry.partner) = self.start_legs(op, &Message::Flush { op }, LocalIo::Flush, out);
+        self.ops.insert(op, entry);
+        self.reconsider(op, out);
+    }
+
+    pub(super) fn submit_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        self.ops.insert(op, Op::new(Task::Read(extent), Stage::Started));
+        self.start_read(op, extent, out);
+    }
+
+    /// Reads here if this replica counts and works, else from the partner, else waits.
+    fn start_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        let Some(record) = self.record.filter(|_| !self.partner.start_is_unresolved()) else {
+            self.reads_held.insert(op);
+            return;
+        };
+        let Some(entry) = self.ops.get_mut(&op) else { return };
+        if record.good.local && !self.local.failed && entry.local != Leg::Failed {
+            entry.local = Leg::Running;
+            out.push(Action::Local { op, io: LocalIo::Read { extent } });
+        } else if self.partner.has_everything() {
+            entry.partner = Leg::Running;
+            out.push(Action::Send(Message::Read { op, extent }));
+        } else if self.required().partner {
+            self.reads_held.insert(op);
+        } else {
+            self.ops.remove(&op);
+            out.push(Action::Fail { op });
+        }
+    }
+
+    fn retry_reads(&mut self, out: &mut Vec<Action>) {
+        for op in std::mem::take(&mut self.reads_held) {
+            let Some(Task::Read(extent)) = self.ops.get(&op).map(|entry| entry.task) else { continue };
+            self.start_read(op, extent, out);
+        }
+    }
+
+    pub(super) fn local_done(&mut self, op: OpId, ok: bool, out: &mut Vec<Action>) {
+        let Some(entry) = self.ops.get_mut(&op) else { return };
+        entry.local = if ok { Leg::Done } else { Leg::Failed };
+        match entry.task {
+            Task::Read(_) if ok => {
+                self.ops.remove(&op);
+                out.push(Action::Answer { op, source: Source::Local });
+            }
+            Task::Read(extent) => self.read_failed_here(op, extent, out),
+            Task::CopyOut { chunk, extent } if ok => self.copy_out(op, chunk, extent, out),
+            Task::CopyOut { .. } => self.copy_source_failed(out),
+            Task::Write(_) | Task::Flush | Task::Settle | Task::Repair(_) => {
+                if !ok {
+                    self.local_failed(out);
+                }
+                self.reconsider(op, out);
+            }
+            Task::Chunk | Task::Control => {}
+        }
+    }
+
+    /// The partner answers, and the block is rewritten here under the lock of its range.
+    fn read_failed_here(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        self.start_read(op, extent, out);
+        if self.partner.has_everything() && !self.local.failed {
+            let repair = self.own_op();
+            let turn = self.locks.enter(repair, extent);
+            self.ops.insert(repair, Op::new(Task::Repair(extent), Stage::Queued));
+            if turn == Turn::Now {
+                self.begin_repair(repair, extent, out);
+            }
+        }
+    }
+
+    fn begin_repair(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        let can_be_done = self.partner.has_everything() && !self.local.failed;
+        let Some(entry) = self.ops.get_mut(&op) else { return };
+        entry.stage = Stage::Started;
+        if can_be_done {
+            entry.partner = Leg::Running;
+            out.push(Action::Send(Message::Read { op, extent }));
+        } else {
+            self.finish_own(op, out);
+        }
+    }
+
+    /// Data that was asked of the partner has come.
+    pub(super) fn read_data(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let Some(entry) = self.ops.get_mut(&op).filter(|entry| entry.partner == Leg::Running) else { return };
+        entry.partner = Leg::Done;
+        match entry.task {
+            Task::Read(_) => {
+                self.ops.remove(&op);
+                out.push(Action::Answer { op, source: Source::Partner });
+            }
+            Task::Repair(extent) if !self.local.failed => {
+                entry.local = Leg::Running;
+                let write = Write { extent, kind: WriteKind::Data, durability: Durability::AtFlush };
+                out.push(Action::Trouble(Trouble::Repaired));
+                out.push(Action::Local { op, io: LocalIo::Write(write) });
+            }
+            Task::Repair(_) => self.finish_own(op, out),
+            Task::Write(_) | Task::Flush | Task::Settle | Task::Chunk | Task::CopyOut { .. } | Task::Control => {}
+        }
+    }
+
+    /// The partner has answered.
+    pub(super) fn partner_done(&mut self, op: OpId, outcome: Outcome, out: &mut Vec<Action>) {
+        let Some(entry) = self.ops.get_mut(&op).filter(|entry| entry.partner == Leg::Running) else { return };
+        entry.partner = if outcome == Outcome::Done { Leg::Done } else { Leg::Failed };
+        let task = entry.task;
+        match (task, outcome) {
+            (Task::Read(extent), _) => {
+                // The partner could not read it. What it said of its state decides whether it is asked again.
+                entry.partner = Leg::Unneeded;
+                self.partner_read_failed(op, extent, out);
+            }
+            (Task::Repair(_), _) => self.finish_own(op, out),
+            (_, Outcome::Failed | Outcome::NotNow) => self.partner_failed(out),
+            (Task::Write(_) | Task::Flush | Task::Settle, Outcome::Done) => self.reconsider(op, out),
+            (Task::CopyOut { chunk, .. }, Outcome::Done) => self.copied_out(op, chunk, out),
+            (Task::Control, Outcome::Done) => self.control_done(op, out),
+            (Task::Chunk, Outcome::Done) => {}
+        }
+    }
+
+    fn partner_read_failed(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        let local_can = self.record.is_some_and(|record| record.good.local) && !self.local.failed;
+        let local_failed = self.ops.get(&op).is_some_and(|entry| entry.local == Leg::Failed);
+        if local_can && !local_failed {
+            self.start_read(op, extent, out);
+        } else {
+            self.ops.remove(&op);
+            out.push(Action::Fail { op });
+        }
+    }
+
+    /// Looks whether an operation can be acknowledged now.
+    pub(super) fn reconsider(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let required = self.required();
+        let in_effect = self.record.is_some();
+        let Some(entry) = self.ops.get_mut(&op).filter(|entry| entry.stage == Stage::Started && in_effect) else {
+            return;
+        };
+        if entry.partner == Leg::Todo && !required.partner {
+            entry.partner = Leg::Unneeded;
+        }
+        match entry.task {
+            Task::Write(_) | Task::Flush | Task::Settle => {}
+            Task::Repair(_) if entry.local != Leg::Running && entry.partner != Leg::Running => {
+                self.finish_own(op, out);
+                return;
+            }
+            Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => return,
+        }
+        match decide(op, required, entry.local, entry.partner) {
+            Decision::Wait => {}
+            Decision::Acknowledge(proof) => {
+                if entry.task.is_guests() {
+                    out.push(Action::Acknowledge(proof));
+                }
+                self.finish(op, out);
+            }
+            Decision::Fail => {
+                if entry.task.is_guests() {
+                    out.push(Action::Fail { op });
+                }
+                self.finish(op, out);
+            }
+        }
+    }
+
+    /// Looks at all operations again, after something that concerns all has changed.
+    pub(super) fn reconsider_all(&mut self, out: &mut Vec<Action>) {
+        for op in self.ops.keys().copied().collect::<Vec<_>>() {
+            self.reconsider(op, out);
+        }
+        self.retry_reads(out);
+    }
+
+    /// A write or flush is over.
+    fn finish(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let Some(entry) = self.ops.remove(&op) else { return };
+        match entry.task {
+            Task::Write(write) => {
+                self.settling.write_ends(self.local.log.geometry().regions_of(write.extent));
+                self.release(op, out);
+            }
+            Task::Flush | Task::Settle => {
+                let both = entry.local == Leg::Done && entry.partner == Leg::Done;
+                self.flushed(entry.task, entry.epoch, both);
+            }
+            Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => {}
+        }
+    }
+
+    /// An operation of our own that holds a range is over.
+    pub(super) fn finish_own(&mut self, op: OpId, out: &mut Vec<Action>) {
+        if self.ops.remove(&op).is_some() {
+            out.push(Action::Forget { op });
+            self.release(op, out);
+        }
+    }
+
+    /// Frees the range and begins what waited for it.
+    fn release(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let mut ready = Vec::new();
+        self.locks.leave(op, &mut ready);
+        for next in ready {
+            match self.ops.get(&next).map(|entry| entry.task) {
+                Some(Task::Write(_)) => self.begin_write(next, out),
+                Some(Task::Repair(extent)) => self.begin_repair(next, extent, out),
+                Some(Task::Chunk) => self.begin_chunk(next, out),
+                Some(Task::Flush | Task::Settle | Task::Read(_) | Task::CopyOut { .. } | Task::Control) | None => {}
+            }
+        }
+    }
+
+    /// The link is lost: what was under way there is to be done again, or no longer needed.
+    pub(super) fn partner_legs_lost(&mut self) {
+        let required = self.required().partner;
+        for (op, entry) in &mut self.ops {
+            // What it confirmed goes again too: if it is another instance by then, it may have lost that.
+            if matches!(entry.partner, Leg::Unneeded | Leg::Todo) {
+                continue;
+            }
+            entry.partner = if required { Leg::Todo } else { Leg::Unneeded };
+            if let Task::Read(_) = entry.task {
+                entry.partner = Leg::Unneeded;
+                self.reads_held.insert(*op);
+            }
+        }
+    }
+
+    /// The same replica is linked again: everything that it has not confirmed is sent again, in order. Writes that
+    /// overlap are never under way together, so doing one twice changes nothing.
+    pub(super) fn resend(&mut self, out: &mut Vec<Action>) {
+        for (op, entry) in &mut self.ops {
+            if entry.partner != Leg::Todo || entry.stage != Stage::Started {
+                continue;
+            }
+            let message = match entry.task {
+                Task::Write(write) => Message::Write { op: *op, write },
+                Task::Flush | Task::Settle => Message::Flush { op: *op },
+                Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => continue,
+            };
+            entry.partner = Leg::Running;
+            out.push(Action::Send(message));
+        }
+        self.reconsider_all(out);
+    }
+}

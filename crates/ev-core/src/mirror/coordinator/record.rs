@@ -1,0 +1,139 @@
+//! Authority records, and what is wished of them.
+
+use super::super::acknowledge::Required;
+use super::super::good::{GiveUp, PartnerView, give_up, may_serve};
+use super::super::history::{PartnerStanding, under_record};
+use super::super::message::{Action, CloseReason, Trouble, Wish};
+use super::partner::{Expected, Link};
+use super::{Coordinator, Record, WISH_REPEAT};
+
+impl Record {
+    fn standing(&self) -> PartnerStanding {
+        match self.partner {
+            None => PartnerStanding::None,
+            Some(_) if self.good.partner => PartnerStanding::Good,
+            Some(_) => PartnerStanding::Lacking,
+        }
+    }
+}
+
+impl Coordinator {
+    pub(super) fn take_record(&mut self, record: Record) {
+        if record.generation > self.newest_generation() {
+            // One that was not in effect yet may have asked for more than the newest does: nothing was acknowledged by
+            // it that the one in effect would not have allowed.
+            self.next_record = Some(record);
+        }
+    }
+
+    /// Puts a new record into effect, once this host's superblock (or the partner's) says what it has to.
+    pub(super) fn advance_record(&mut self, out: &mut Vec<Action>) {
+        let Some(next) = self.next_record else { return };
+        if next.good.local && !self.local.failed {
+            if !may_serve(self.local.info()) {
+                if !std::mem::replace(&mut self.told.not_servable, true) {
+                    out.push(Action::Trouble(Trouble::NotServable));
+                }
+                return;
+            }
+            let history = under_record(self.local.history(), next.generation, next.standing());
+            self.local.want_history(history);
+            if !self.local.is_stored() {
+                return;
+            }
+        } else if next.good.partner && !next.good.local && !self.partner.tracks_for_us() {
+            return;
+        }
+        self.put_in_effect(next, out);
+    }
+
+    fn put_in_effect(&mut self, next: Record, out: &mut Vec<Action>) {
+        let before = self.record.replace(next);
+        self.next_record = None;
+        // A proposal that the partner be good was against an older record: it is either in this one or void.
+        self.partner.pending_good = false;
+        match before {
+            None => self.first_record(next),
+            Some(before) if before.partner != next.partner => {
+                self.partner.expected = Expected::Nothing;
+                self.drop_link(CloseReason::RoleChanged, out);
+            }
+            Some(_) => {}
+        }
+        if next.partner.is_none() {
+            self.local.log.clear_all();
+        } else if !next.good.partner {
+            self.partner.unresolved_start = false;
+            // One that takes part all the same is in step, or being copied to; it needs no second copy.
+            if !self.partner.takes_part() {
+                self.partner.expected = Expected::Nothing;
+                self.local.log.intent_is_out_of_sync();
+            }
+        }
+        self.reconsider_all(out);
+    }
+
+    /// What is expected of the partner's first greeting.
+    fn first_record(&mut self, record: Record) {
+        self.partner.expected = match record.good {
+            Required { local: true, partner: true } if self.partner.clean_at_open => Expected::Clean,
+            Required { local: true, partner: true } => {
+                self.partner.unresolved_start = true;
+                Expected::Nothing
+            }
+            Required { local: false, partner: true } => Expected::Anything,
+            Required { partner: false, .. } => Expected::Nothing,
+        };
+    }
+
+    /// Wishes for a record, and repeats them.
+    pub(super) fn advance_wishes(&mut self, out: &mut Vec<Action>) {
+        let Some(wish) = self.wish() else {
+            self.told.wish = None;
+            return;
+        };
+        if let Some((told, at)) = self.told.wish
+            && told == wish
+            && self.now.since(at) < WISH_REPEAT
+        {
+            return;
+        }
+        self.told.wish = Some((wish, self.now));
+        if let Wish::ReplicaGood { .. } = wish {
+            // From here on it may be good without our knowing: it counts.
+            self.partner.pending_good = true;
+        }
+        out.push(Action::Wish(wish));
+    }
+
+    fn wish(&self) -> Option<Wish> {
+        let record = self.record?;
+        let partner = record.partner?;
+        if self.next_record.is_some() {
+            return None;
+        }
+        let seen = record.generation;
+        match give_up(self.required(), self.local.failed, self.partner_view()) {
+            GiveUp::Partner => return Some(Wish::ReplicaLost { host: partner, seen }),
+            GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
+            GiveUp::Local | GiveUp::Neither => {}
+        }
+        let good_again = !record.good.partner && matches!(self.partner.link, Link::InStep);
+        good_again.then_some(Wish::ReplicaGood { host: partner, seen })
+    }
+
+    fn partner_view(&self) -> PartnerView {
+        match self.partner.link {
+            Link::InStep | Link::Alone | Link::Entrusting(_) => PartnerView::InStep,
+            Link::Behind(_) | Link::Preparing(_) | Link::Copying | Link::Stalled => PartnerView::Behind,
+            Link::Failed => PartnerView::Lost,
+            Link::Down | Link::Greeting(_) => {
+                if self.now.since(self.partner.heard) >= self.settings.partner_timeout {
+                    PartnerView::Lost
+                } else {
+                    PartnerView::Waiting
+                }
+            }
+        }
+    }
+}
