@@ -31,6 +31,8 @@ pub struct AlertView {
     pub severity: Severity,
     pub object: String,
     pub message: String,
+    /// What a person should do about it.
+    pub action: String,
     /// Since when it is so, as far as this master knows.
     pub since: Timestamp,
 }

@@ -37,6 +37,8 @@ pub struct HostView {
     pub accelerator: String,
     /// From which hosts, on which networks, this host hears.
     pub paths: Vec<PathView>,
+    /// What is wrong on this host.
+    pub troubles: Vec<String>,
     /// Names of VMs whose active host this is.
     pub vms: Vec<String>,
 }

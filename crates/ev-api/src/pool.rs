@@ -71,9 +71,6 @@ pub struct MemberView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinPool {
     pub token: String,
-    /// Join although the processors differ in a way that only limits the processor models.
-    #[serde(default)]
-    pub accept_cpu_difference: bool,
 }
 
 /// Answer to [`JoinPool`].
@@ -103,22 +100,12 @@ pub struct JoinToken {
 
 /// `POST /v1/tokens`: a further administrator's token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenCreate {
-    pub name: String,
-}
+pub struct TokenCreate {}
 
 /// Answer to [`TokenCreate`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenCreated {
-    pub name: String,
     pub token: String,
-}
-
-/// `GET /v1/tokens`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenView {
-    pub name: String,
-    pub created: jiff::Timestamp,
 }
 
 /// `POST /v1/quorum-servers`: takes in a quorum server.

@@ -58,14 +58,7 @@ pub enum Command {
         address: String,
     },
     /// Make a further administrator's token
-    TokenCreate {
-        /// What to call it, to revoke it later
-        name: String,
-    },
-    /// List administrators' tokens
-    TokenList,
-    /// Revoke an administrator's token
-    TokenDelete { name: String },
+    TokenCreate,
 
     /// Make a one-time token with which a host can join
     #[command(
@@ -80,9 +73,6 @@ pub enum Command {
     HostJoin {
         /// From `ev host-token`
         token: String,
-        /// Join although this processor lacks features that the other hosts have
-        #[arg(long)]
-        accept_cpu_difference: bool,
     },
     /// Remove a host that holds no VMs from the pool
     HostRemove {
@@ -197,8 +187,8 @@ pub enum Command {
     /// List what happened
     EventList {
         /// Only events after this number
-        #[arg(long, default_value_t = 0)]
-        since: u64,
+        #[arg(long, value_name = "NUMBER")]
+        since: Option<u64>,
         /// Go on, printing events as they happen
         #[arg(long)]
         follow: bool,

@@ -33,14 +33,12 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
         }
         Command::PoolCreate { name } => pool::create(global, name).await,
         Command::Login { address } => pool::login(global, &address).await,
-        Command::HostJoin { token, accept_cpu_difference } => host::join(global, token, accept_cpu_difference).await,
+        Command::HostJoin { token } => host::join(global, token).await,
         other => {
             let client = connect::client(global)?;
             match other {
                 Command::PoolShow => pool::show(&client, format).await,
-                Command::TokenCreate { name } => pool::token_create(&client, format, name).await,
-                Command::TokenList => pool::token_list(&client, format).await,
-                Command::TokenDelete { name } => pool::token_delete(&client, &name).await,
+                Command::TokenCreate => pool::token_create(&client, format).await,
                 Command::HostToken { valid } => host::token(&client, format, valid).await,
                 Command::HostRemove { host, force } => host::remove(&client, &host, force).await,
                 Command::HostList => host::list(&client, format).await,

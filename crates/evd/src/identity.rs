@@ -6,6 +6,7 @@
 //! | `authority.pem`, `authority.key` | the pool's certificate authority; every host can issue certificates when it is master |
 //! | `host.pem`, `host.key` | this host's certificate and key |
 //! | `heartbeat.key` | 32 bytes that all hosts share, in hexadecimal digits |
+//! | `pending.json` | [`PendingJoin`], while a join is under way |
 //! | `raft.redb` | pool state (`ev-pool`) |
 
 use std::io;
@@ -32,11 +33,22 @@ pub struct MemberFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// It has its certificate but is not in the consensus group yet: the pool at this API address must be asked to
-    /// take it in, or the whole be undone.
-    Joining { pool_address: std::net::SocketAddr },
+    /// The pool is being made here. Found at start: the making was interrupted, and is undone.
+    Creating,
+    /// It has its certificate and has not seen itself in the pool state yet.
+    Joining,
     /// It belongs to the pool.
     Member,
+}
+
+/// `pending.json`: a join that was begun. With it a join whose answer was lost is finished by asking again.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingJoin {
+    pub uuid: uuid::Uuid,
+    /// PEM.
+    pub key: String,
+    /// PEM.
+    pub request: String,
 }
 
 /// The secrets, as a joining host gets them and as they lie on disk.
@@ -136,6 +148,29 @@ impl PapersFolder {
         let path = self.member_file();
         let text = serde_json::to_vec_pretty(member).expect("a membership has no map with odd keys");
         durable::replace(&path, &text).map_err(|source| PapersError::Io { path, source })
+    }
+
+    /// A join that was begun earlier and not finished.
+    #[must_use]
+    pub fn pending(&self) -> Option<PendingJoin> {
+        serde_json::from_slice(&std::fs::read(self.0.join("pending.json")).ok()?).ok()
+    }
+
+    /// Keeps what a join is begun with.
+    ///
+    /// # Errors
+    /// The disk is full or faulty.
+    pub fn keep_pending(&self, pending: &PendingJoin) -> Result<(), PapersError> {
+        let path = self.0.join("pending.json");
+        let text = serde_json::to_vec(pending).expect("a pending join has no map with odd keys");
+        std::fs::create_dir_all(&self.0)
+            .and_then(|()| durable::replace(&path, &text))
+            .map_err(|source| PapersError::Io { path, source })
+    }
+
+    /// The join came to its end.
+    pub fn drop_pending(&self) {
+        let _ = durable::remove_all(&self.0.join("pending.json"));
     }
 
     /// This host leaves: nothing of the pool stays here. The membership goes first.

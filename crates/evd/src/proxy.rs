@@ -16,9 +16,6 @@ use tokio_rustls::TlsConnector;
 
 /// How long the other host may take to accept the connection, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Marks a request that was carried once: it is not carried again, so that hosts that are of two minds about who is
-/// master do not send it round and round.
-pub const CARRIED: &str = "evenkeel-carried";
 
 /// Sends `request` to the API at `to` and answers what that answers; joins both byte streams after an upgrade.
 ///
@@ -29,11 +26,6 @@ pub async fn forward(tls: Arc<ClientConfig>, to: SocketAddr, mut request: Reques
         ApiError::new(ErrorCode::Unreachable, format!("cannot reach the host at {to}: {error}"))
             .hint("see ev host-list for the state of the hosts")
     };
-    if request.headers().contains_key(CARRIED) {
-        return Err(ApiError::new(ErrorCode::NoMaster, "the hosts do not agree yet on who is pool master")
-            .hint("an election is under way: try again in a few seconds"));
-    }
-    request.headers_mut().insert(CARRIED, header::HeaderValue::from_static("1"));
     request.headers_mut().remove(header::AUTHORIZATION);
     *request.uri_mut() = request
         .uri()
@@ -64,4 +56,26 @@ pub async fn forward(tls: Arc<ClientConfig>, to: SocketAddr, mut request: Reques
         });
     }
     Ok(response.map(Body::new))
+}
+
+/// Most bytes of another daemon's answer that are read into memory.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
+
+/// Reads the JSON answer of another daemon, or the error that it answered.
+///
+/// # Errors
+/// That error, or the answer is not of the expected form.
+pub async fn json<T: serde::de::DeserializeOwned>(response: Response) -> Result<T, ApiError> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        ApiError::new(ErrorCode::Internal, format!("another host's answer is not understood: {error}"))
+            .hint("are all hosts of the same version?")
+    };
+    let success = response.status().is_success();
+    let body =
+        axum::body::to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.map_err(|error| unreadable(&error))?;
+    if success {
+        serde_json::from_slice(&body).map_err(|error| unreadable(&error))
+    } else {
+        Err(serde_json::from_slice(&body).map_err(|error| unreadable(&error))?)
+    }
 }

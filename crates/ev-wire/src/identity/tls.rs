@@ -107,13 +107,18 @@ impl Identity {
         Arc::new(config)
     }
 
-    /// For the HTTPS API: no client certificate asked for (a token is, by the API), and TLS 1.2 for older clients.
+    /// For the HTTPS API: a client certificate of the pool's authority is taken (other hosts show theirs) and none is
+    /// required (a token is, by the API); TLS 1.2 for older clients.
     #[must_use]
     pub fn api_server_config(&self) -> Arc<ServerConfig> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .allow_unauthenticated()
+            .build()
+            .expect("it was built when the identity was loaded");
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("the provider knows the default versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .expect("it was built when the identity was loaded");
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -38,17 +38,22 @@ fn line(event: &EventView) -> String {
     format!("{:>6}  {}  {severity:8}  {:20}  {}\n", event.number, time(event.time), event.object, event.message)
 }
 
-pub async fn list(client: &Client, format: Format, mut since: u64, follow: bool) -> Result<(), Failure> {
+fn path(since: Option<u64>, wait_s: u64) -> String {
+    let since = since.map_or_else(String::new, |number| format!("since={number}&"));
+    format!("/v1/events?{since}wait_s={wait_s}")
+}
+
+pub async fn list(client: &Client, format: Format, mut since: Option<u64>, follow: bool) -> Result<(), Failure> {
     if !follow {
-        let events: Vec<EventView> = client.get(&format!("/v1/events?since={since}")).await?;
+        let events: Vec<EventView> = client.get(&path(since, 0)).await?;
         return output::show(format, &events, |events| events.iter().map(line).collect());
     }
     loop {
-        match client.get::<Vec<EventView>>(&format!("/v1/events?since={since}&wait_s={FOLLOW_WAIT_S}")).await {
+        match client.get::<Vec<EventView>>(&path(since, FOLLOW_WAIT_S)).await {
             Ok(events) => {
                 for event in &events {
                     print_one(format, event)?;
-                    since = since.max(event.number);
+                    since = since.max(Some(event.number));
                 }
             }
             Err(error @ (ClientError::Unreachable(_) | ClientError::Broken(_) | ClientError::RedirectedInCircles)) => {

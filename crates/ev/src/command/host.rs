@@ -29,8 +29,8 @@ pub async fn quorum_add(client: &Client, name: String, invitation: String) -> Re
     Ok(())
 }
 
-pub async fn join(global: &Global, token: String, accept_cpu_difference: bool) -> Result<(), Failure> {
-    let request = JoinPool { token, accept_cpu_difference };
+pub async fn join(global: &Global, token: String) -> Result<(), Failure> {
+    let request = JoinPool { token };
     let joined: JoinedPool =
         connect::local(global).json(Method::POST, "/v1/pool/join", Some(&request), JOIN_TIMEOUT).await?;
     output::show(global.output, &joined, |joined| {

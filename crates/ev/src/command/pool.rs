@@ -1,16 +1,13 @@
 //! `pool-*`, `login`, `token-*`, `network-*`, `library-list`.
 
-use ev_api::client::{Client, escape};
+use ev_api::client::Client;
 use ev_api::library::LibraryView;
-use ev_api::pool::{
-    MemberKind, NetworkAdd, NetworkView, PoolCreate, PoolCreated, PoolView, TokenCreate, TokenCreated, TokenView,
-};
-use ev_api::vm::Done;
+use ev_api::pool::{MemberKind, NetworkAdd, NetworkView, PoolCreate, PoolCreated, PoolView, TokenCreate, TokenCreated};
 
 use crate::args::{Format, Global};
 use crate::connect::{self, Remembered};
 use crate::exit::Failure;
-use crate::output::{self, facts, or_dash, table, time, word, yes_no};
+use crate::output::{self, facts, or_dash, table, word, yes_no};
 
 pub async fn create(global: &Global, name: String) -> Result<(), Failure> {
     let created: PoolCreated = connect::local(global).post("/v1/pool", &PoolCreate { name }).await?;
@@ -82,21 +79,9 @@ pub async fn show(client: &Client, format: Format) -> Result<(), Failure> {
     })
 }
 
-pub async fn token_create(client: &Client, format: Format, name: String) -> Result<(), Failure> {
-    let created: TokenCreated = client.post("/v1/tokens", &TokenCreate { name }).await?;
+pub async fn token_create(client: &Client, format: Format) -> Result<(), Failure> {
+    let created: TokenCreated = client.post("/v1/tokens", &TokenCreate {}).await?;
     output::show(format, &created, |created| created.token.clone())
-}
-
-pub async fn token_list(client: &Client, format: Format) -> Result<(), Failure> {
-    let tokens: Vec<TokenView> = client.get("/v1/tokens").await?;
-    output::show(format, &tokens, |tokens| {
-        table(["TOKEN", "CREATED"], tokens.iter().map(|token| [token.name.clone(), time(token.created)]))
-    })
-}
-
-pub async fn token_delete(client: &Client, name: &str) -> Result<(), Failure> {
-    let _: Done = client.delete(&format!("/v1/tokens/{}", escape(name))).await?;
-    Ok(())
 }
 
 fn network_table(networks: &[NetworkView]) -> String {

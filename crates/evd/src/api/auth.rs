@@ -1,0 +1,128 @@
+//! Who may ask: root through the local socket, hosts of the pool by their certificate, administrators by token. And
+//! which host must answer: most questions are the pool master's.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ev_api::token::AdminToken;
+use ev_api::{ApiError, ErrorCode};
+use ev_core::pool::{MemberKind, PoolState};
+
+use super::answer::Refusal;
+use crate::app::App;
+use crate::http::Door;
+use crate::proxy;
+
+/// Refuses everyone who is not root, a host of the pool, or an administrator.
+pub async fn require_administrator(
+    State(app): State<Arc<App>>,
+    Extension(door): Extension<Door>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match allowed(&app, door, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => Refusal(error).into_response(),
+    }
+}
+
+fn allowed(app: &App, door: Door, headers: &HeaderMap) -> Result<(), ApiError> {
+    let state = match door {
+        Door::Local => return Ok(()),
+        Door::Host(_) | Door::Remote => app.member()?.state(),
+    };
+    match door {
+        Door::Host(host) if state.members.get(&host).is_some_and(|member| member.kind == MemberKind::Host) => Ok(()),
+        Door::Host(_) => Err(ApiError::new(ErrorCode::Unauthorized, "that host was removed from the pool")),
+        Door::Local | Door::Remote => by_token(&state, headers),
+    }
+}
+
+fn by_token(state: &PoolState, headers: &HeaderMap) -> Result<(), ApiError> {
+    let refused = |message: &str| {
+        Err(ApiError::new(ErrorCode::Unauthorized, message)
+            .hint("use the token that ev pool-create printed, or make one with ev token-create on a host of the pool"))
+    };
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let Some(text) = bearer else { return refused("no administrator's token was given") };
+    let Ok(token) = text.parse::<AdminToken>() else { return refused("the administrator's token is malformed") };
+    if state.admin_tokens.contains(&hash(&token.secret)) {
+        Ok(())
+    } else {
+        refused("the administrator's token is not one of this pool's, or was revoked")
+    }
+}
+
+/// What the pool keeps of a secret.
+#[must_use]
+pub fn hash(secret: &str) -> String {
+    blake3::hash(secret.as_bytes()).to_hex().to_string()
+}
+
+/// Lets the request through on the pool master. Elsewhere a request through the local socket is carried to the
+/// master; others are told where it is.
+pub async fn require_master(
+    State(app): State<Arc<App>>,
+    Extension(door): Extension<Door>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let member = match app.member() {
+        Ok(member) => member,
+        Err(error) => return Refusal(error).into_response(),
+    };
+    if member.is_master() {
+        return next.run(request).await;
+    }
+    let no_master = || {
+        ApiError::new(ErrorCode::NoMaster, "the pool has no master at present")
+            .hint("more than half of its voters must be up and reach each other; see ev pool-show on each host, or wait for an election")
+    };
+    let Some(address) = member.master_api() else { return Refusal(no_master()).into_response() };
+    match door {
+        Door::Local => match proxy::forward(member.tls(), address, request).await {
+            Ok(response) => response,
+            Err(error) => Refusal(ApiError { error: ErrorCode::NoMaster, ..error }).into_response(),
+        },
+        Door::Host(_) | Door::Remote => {
+            let mut error = ApiError::new(ErrorCode::NotMaster, format!("the pool master is at {address}"));
+            error.master = Some(address);
+            Refusal(error).into_response()
+        }
+    }
+}
+
+/// Through the local socket only: what is about this very host.
+pub async fn require_local(Extension(door): Extension<Door>, request: Request, next: Next) -> Response {
+    match door {
+        Door::Local => next.run(request).await,
+        Door::Host(_) | Door::Remote => Refusal(
+            ApiError::new(ErrorCode::Unauthorized, "this is done on the host itself")
+                .hint("run ev there as root; it then uses the local socket"),
+        )
+        .into_response(),
+    }
+}
+
+/// Other hosts' daemons (and root) only.
+pub async fn require_host(
+    State(app): State<Arc<App>>,
+    Extension(door): Extension<Door>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let known = match door {
+        Door::Local => true,
+        Door::Host(_) => allowed(&app, door, request.headers()).is_ok(),
+        Door::Remote => false,
+    };
+    if known {
+        next.run(request).await
+    } else {
+        Refusal(ApiError::new(ErrorCode::Unauthorized, "only hosts of the pool may ask this")).into_response()
+    }
+}

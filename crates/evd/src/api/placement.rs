@@ -1,0 +1,205 @@
+//! Where a VM may live and with which machine type and processor model; which levels it is a candidate for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use ev_api::vm::{CandidacyView, Done, Protect};
+use ev_api::{ApiError, ErrorCode};
+use ev_core::candidacy::{Question, obstacles};
+use ev_core::ids::HostId;
+use ev_core::pool::{Command, Member as PoolMember, PoolState};
+use ev_core::vm::{Level, Vm};
+
+use super::answer::{Answer, Body, refuse};
+use super::resolve;
+use crate::app::App;
+use crate::member::Member;
+
+/// Processor model that every x86-64 processor can show.
+const MODEL_PLAIN: &str = "qemu64";
+/// Processor model of x86-64-v2, and the flags (in the kernel's words) that a host needs to show it.
+const MODEL_V2: &str = "Nehalem";
+const FLAGS_V2: [&str; 6] = ["cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"];
+const MACHINE_PREFIX: &str = "pc-q35-";
+
+/// The online host with the fewest VMs.
+///
+/// # Errors
+/// None is online.
+pub fn home<'a>(member: &Member, state: &'a PoolState) -> Result<&'a PoolMember, ApiError> {
+    least_used(member, state, &BTreeSet::new())
+        .ok_or_else(|| ApiError::new(ErrorCode::Refused, "no host is online").hint("see ev host-list"))
+}
+
+fn least_used<'a>(member: &Member, state: &'a PoolState, not: &BTreeSet<HostId>) -> Option<&'a PoolMember> {
+    state
+        .hosts()
+        .filter(|host| !not.contains(&host.id) && member.is_online(host.id))
+        .min_by_key(|host| (state.vms_on(host.id).count(), host.id))
+}
+
+/// Versions of `pc-q35` that a host's QEMU has, as numbers.
+fn versions(host: &PoolMember) -> BTreeSet<(u32, u32)> {
+    let parse = |name: &str| {
+        let (major, minor) = name.strip_prefix(MACHINE_PREFIX)?.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    host.machines.iter().filter_map(|name| parse(name)).collect()
+}
+
+/// The newest versioned machine type that all hosts have, so that any of them can take the VM over.
+///
+/// # Errors
+/// There is none in common.
+pub fn machine(state: &PoolState, home: &PoolMember) -> Result<String, ApiError> {
+    let mut common = versions(home);
+    for host in state.hosts() {
+        let has = versions(host);
+        common.retain(|version| has.contains(version));
+    }
+    let newest = common.last().ok_or_else(|| {
+        ApiError::new(ErrorCode::Refused, "the hosts' QEMUs have no machine type (pc-q35-…) in common")
+            .hint("install QEMU of a similar version on all hosts; ev host-list shows them")
+    })?;
+    Ok(format!("{MACHINE_PREFIX}{}.{}", newest.0, newest.1))
+}
+
+/// The best processor model that all hosts can show.
+#[must_use]
+pub fn cpu_model(state: &PoolState) -> String {
+    let has_v2 =
+        |host: &PoolMember| host.cpu.accelerator == "tcg" || FLAGS_V2.iter().all(|flag| host.cpu.flags.contains(*flag));
+    if state.hosts().all(has_v2) { MODEL_V2 } else { MODEL_PLAIN }.to_owned()
+}
+
+fn level(number: u8) -> Result<Level, ApiError> {
+    match number {
+        0 => Ok(Level::Unprotected),
+        1 => Ok(Level::Restart),
+        2 => Ok(Level::Component),
+        other => Err(ApiError::new(ErrorCode::Invalid, format!("there is no level {other}"))
+            .hint("give 1 (restart) or 2 (component fault tolerance)")),
+    }
+}
+
+pub async fn candidacy(State(app): State<Arc<App>>, Path(vm): Path<String>) -> Answer<Vec<CandidacyView>> {
+    let member = app.member()?;
+    let state = member.state();
+    let vm = resolve::vm(&state, &vm)?;
+    Ok(Json([1, 2].into_iter().map(|level| candidacy_at(&member, &state, vm, level)).collect::<Result<_, _>>()?))
+}
+
+/// What stands against protecting `vm` with `partner`.
+fn against(member: &Member, state: &PoolState, vm: &Vm, level: Level, partner: &PoolMember) -> Vec<String> {
+    let question = Question {
+        vm,
+        level,
+        partner,
+        partner_alive: member.is_online(partner.id),
+        partner_free_bytes: member.live.status_of(partner.id).and_then(|status| status.free_bytes),
+    };
+    obstacles(&question, state).iter().map(ToString::to_string).collect()
+}
+
+fn candidacy_at(member: &Member, state: &PoolState, vm: &Vm, number: u8) -> Result<CandidacyView, ApiError> {
+    let level = level(number)?;
+    let stays = vm.authority.active.or_else(|| vm.hosts.first().copied());
+    let mut reasons = Vec::new();
+    let mut candidate = false;
+    let partners: Vec<&PoolMember> = state.hosts().filter(|host| Some(host.id) != stays).collect();
+    if partners.is_empty() {
+        reasons.push("the pool has one host: a second one must join (ev host-token)".to_owned());
+    }
+    for partner in partners {
+        let found = against(member, state, vm, level, partner);
+        candidate |= found.is_empty();
+        reasons.extend(found);
+    }
+    if candidate {
+        reasons = worth_knowing(state);
+    }
+    Ok(CandidacyView { level: number, candidate, reasons })
+}
+
+/// What is no obstacle and yet a person should know before protecting a VM.
+fn worth_knowing(state: &PoolState) -> Vec<String> {
+    let mut notes = Vec::new();
+    if state.hosts().any(|host| host.cpu.accelerator == "tcg") {
+        notes.push("guests are emulated (TCG) on at least one host, so they are slow there".to_owned());
+    }
+    if state.members.len() < 3 {
+        notes.push(
+            "the pool has no third vote: after a host's death nothing may be restarted until it is back; add a quorum \
+             server (ev quorum-add)"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+pub async fn protect(
+    State(app): State<Arc<App>>,
+    Path(vm): Path<String>,
+    Body(request): Body<Protect>,
+) -> Answer<Done> {
+    let member = app.member()?;
+    let state = member.state();
+    let vm = resolve::vm(&state, &vm)?;
+    let level = level(request.level)?;
+    let hosts = hosts_for(&member, &state, vm, level, request.host.as_deref())?;
+    if vm.level == level && vm.hosts == hosts {
+        return Ok(Json(Done { notes: vec![format!("{} is at level {} already", vm.name, request.level)] }));
+    }
+    for partner in state.hosts().filter(|host| hosts.contains(&host.id) && !vm.hosts.contains(&host.id)) {
+        if let Some(obstacle) = against(&member, &state, vm, level, partner).first() {
+            return refuse(
+                ErrorCode::Refused,
+                format!("{} cannot be protected with host {}: {obstacle}", vm.name, partner.name),
+                "see ev pvm-candidacy",
+            );
+        }
+    }
+    member.propose(Command::VmPlace { id: vm.id, level, hosts }).await?;
+    let notes = if level == Level::Unprotected { Vec::new() } else { worth_knowing(&state) };
+    Ok(Json(Done { notes }))
+}
+
+fn hosts_for(
+    member: &Member,
+    state: &PoolState,
+    vm: &Vm,
+    level: Level,
+    wished: Option<&str>,
+) -> Result<BTreeSet<HostId>, ApiError> {
+    let stays = vm.authority.active.or_else(|| vm.hosts.first().copied());
+    let Some(stays) = stays else {
+        return Err(ApiError::new(ErrorCode::Internal, format!("{} has no host", vm.name)));
+    };
+    if level == Level::Unprotected {
+        return Ok(BTreeSet::from([stays]));
+    }
+    let other = match wished {
+        Some(name) => {
+            let host = resolve::host(state, name)?;
+            if host.id == stays {
+                return Err(ApiError::new(ErrorCode::Invalid, format!("{} is on host {} already", vm.name, host.name))
+                    .hint("name another host as the second one"));
+            }
+            host.id
+        }
+        None => match vm.hosts.iter().find(|host| **host != stays) {
+            Some(other) => *other,
+            None => {
+                least_used(member, state, &BTreeSet::from([stays]))
+                    .ok_or_else(|| {
+                        ApiError::new(ErrorCode::Refused, format!("there is no second host online for {}", vm.name))
+                            .hint("see ev host-list and ev pvm-candidacy")
+                    })?
+                    .id
+            }
+        },
+    };
+    Ok(BTreeSet::from([stays, other]))
+}

@@ -1,0 +1,155 @@
+//! The pool: made, joined, shown; tokens and networks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use ev_api::pool::{
+    JoinPool, JoinToken, JoinTokenRequest, JoinedPool, MemberKind, MemberView, NetworkAdd, NetworkView, PoolCreate,
+    PoolCreated, PoolView, TokenCreate, TokenCreated,
+};
+use ev_api::token::{AdminToken, JoinTokenText};
+use ev_api::{ApiError, ErrorCode};
+use ev_core::ids::NetworkId;
+use ev_core::pool::{self, Command, Network, PoolState, Token, TokenPurpose};
+use ev_pool::VoterRole;
+use uuid::Uuid;
+
+use super::answer::{Answer, Body, refuse};
+use super::{auth, resolve};
+use crate::app::App;
+use crate::join::{JoinAnswer, JoinRequest};
+use crate::member::Member;
+use crate::{found, join as joining, view};
+
+/// Longest validity of a one-time token.
+const TOKEN_VALID_S_MAX: u64 = 7 * 24 * 3600;
+
+pub async fn create(State(app): State<Arc<App>>, Body(request): Body<PoolCreate>) -> Answer<PoolCreated> {
+    // A client that goes away must not stop it halfway.
+    let work = tokio::spawn(async move { found::create_pool(&app, request.name).await });
+    Ok(Json(work.await.map_err(|error| super::answer::internal("making the pool", &error))??))
+}
+
+pub async fn join(State(app): State<Arc<App>>, Body(request): Body<JoinPool>) -> Answer<JoinedPool> {
+    let work = tokio::spawn(async move { joining::join(&app, request).await });
+    Ok(Json(work.await.map_err(|error| super::answer::internal("joining the pool", &error))??))
+}
+
+pub async fn admit(State(app): State<Arc<App>>, Body(request): Body<JoinRequest>) -> Answer<JoinAnswer> {
+    let member = app.member()?;
+    Ok(Json(joining::admit(&member, request).await?))
+}
+
+pub async fn show(State(app): State<Arc<App>>) -> Answer<PoolView> {
+    let member = app.member()?;
+    let state = member.state();
+    let status = member.node.status();
+    let master = status.leadership.master;
+    let voters: Vec<_> =
+        status.members.iter().filter(|one| one.role == VoterRole::Voter).map(|one| one.at.member).collect();
+    let silent = member.node.silence().await.silent;
+    let members = state.members.values().map(|one| MemberView {
+        id: one.id.0,
+        name: one.name.clone(),
+        kind: match one.kind {
+            pool::MemberKind::Host => MemberKind::Host,
+            pool::MemberKind::QuorumServer => MemberKind::QuorumServer,
+        },
+        address: one.peer,
+        votes: voters.contains(&one.id),
+        master: master == Some(one.id),
+        reachable: match one.kind {
+            pool::MemberKind::Host => member.is_online(one.id),
+            pool::MemberKind::QuorumServer => !silent.contains(&one.name),
+        },
+    });
+    Ok(Json(PoolView {
+        uuid: member.pool.0,
+        name: member.pool_name.clone(),
+        master: master.map(|id| state.member_name(id)),
+        members: members.collect(),
+        networks: state.networks.values().map(view::network).collect(),
+        vms: state.vms.len(),
+        survives: survives(&state, voters.len()),
+        alerts: state.alerts.values().map(view::alert).collect(),
+        authority_certificate: member.authority_certificate.clone(),
+    }))
+}
+
+/// Which failures the pool survives by its votes, in words.
+fn survives(state: &PoolState, voters: usize) -> String {
+    let hosts = state.hosts().count();
+    match (hosts, voters) {
+        (1, _) => "nothing: this is the only host. Add a second one (ev host-token)".to_owned(),
+        (2, 1) => "the loss of the host that does not vote; the loss of the other stops the pool until it is back. \
+                   Add a quorum server (ev quorum-add)"
+            .to_owned(),
+        (2, 3) => "the loss of either host, or of the quorum server".to_owned(),
+        (_, voters) => format!("the loss of any {} of its {voters} voting members", voters.saturating_sub(1) / 2),
+    }
+}
+
+pub async fn host_token(State(app): State<Arc<App>>, Body(request): Body<JoinTokenRequest>) -> Answer<JoinToken> {
+    let member = app.member()?;
+    if !(1..=TOKEN_VALID_S_MAX).contains(&request.valid_s) {
+        return refuse(
+            ErrorCode::Invalid,
+            format!("a token cannot be valid for {} s", request.valid_s),
+            format!("give 1 to {TOKEN_VALID_S_MAX} s"),
+        );
+    }
+    let expires_unix_ms = view::unix_ms_now().saturating_add(request.valid_s.saturating_mul(1000));
+    let token = JoinTokenText {
+        fingerprint: found::fingerprint(&member.authority_certificate)?,
+        secret: found::secret(),
+        address: app.config.api_address(),
+    };
+    let command = Command::TokenAdd {
+        hash: auth::hash(&token.secret),
+        token: Token { purpose: TokenPurpose::JoinHost, expires_unix_ms, used: false },
+    };
+    member.propose(command).await?;
+    Ok(Json(JoinToken { token: token.to_string(), expires: view::time(expires_unix_ms) }))
+}
+
+pub async fn admin_token(State(app): State<Arc<App>>, Body(_): Body<TokenCreate>) -> Answer<TokenCreated> {
+    let member = app.member()?;
+    let fingerprint = found::fingerprint(&member.authority_certificate)?;
+    let token = AdminToken { fingerprint, secret: found::secret() };
+    member.propose(Command::AdminTokenAdd { hash: auth::hash(&token.secret) }).await?;
+    Ok(Json(TokenCreated { token: token.to_string() }))
+}
+
+pub async fn networks(State(app): State<Arc<App>>) -> Answer<Vec<NetworkView>> {
+    let member = app.member()?;
+    Ok(Json(member.state().networks.values().map(view::network).collect()))
+}
+
+/// How long a new network takes to be in this host's copy of the state.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub async fn network_add(State(app): State<Arc<App>>, Body(request): Body<NetworkAdd>) -> Answer<NetworkView> {
+    let member = app.member()?;
+    let bridge = request.bridge.unwrap_or_else(|| found::default_bridge(&request.name));
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if bridge.is_empty() || bridge.len() > 15 || !bridge.chars().all(plain) {
+        return refuse(
+            ErrorCode::Invalid,
+            format!("{bridge:?} cannot be a bridge's name"),
+            "use up to 15 letters, digits, dots, dashes and underscores",
+        );
+    }
+    let id = NetworkId(Uuid::new_v4());
+    member.propose(Command::NetworkAdd { network: Network { id, name: request.name, bridge } }).await?;
+    let view = seen(&member, id).await?;
+    Ok(Json(view))
+}
+
+async fn seen(member: &Member, id: NetworkId) -> Result<NetworkView, ApiError> {
+    let mut states = member.states();
+    let _ = tokio::time::timeout(APPLY_TIMEOUT, states.wait_for(|state| state.networks.contains_key(&id))).await;
+    let state = member.state();
+    Ok(view::network(resolve::network(&state, &format!("uuid={id}"))?))
+}

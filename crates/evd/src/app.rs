@@ -1,0 +1,105 @@
+//! What all parts of the daemon share: the configuration, the machine's facts, the stores, and the membership.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use ev_api::{ApiError, ErrorCode};
+use ev_vm::{Accelerator, Qemu, QemuInfo};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::facts::Machine;
+use crate::identity::PapersFolder;
+use crate::images::Images;
+use crate::library::Library;
+use crate::member::Member;
+
+/// One per process.
+pub struct App {
+    pub config: Config,
+    pub machine: Machine,
+    pub library: Library,
+    pub images: Images,
+    pub papers: PapersFolder,
+    pub qemu: Qemu,
+    member: watch::Sender<Option<Arc<Member>>>,
+    /// Held while the membership changes: create, join and leave come one at a time.
+    pub changing: tokio::sync::Mutex<()>,
+}
+
+impl App {
+    /// # Errors
+    /// The state or run folder can't be used.
+    pub fn new(config: Config) -> anyhow::Result<Arc<Self>> {
+        for folder in [&config.state_dir, &config.run_dir] {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let library = config.state_dir.join("library");
+        let staging = config.state_dir.join("staging");
+        Ok(Arc::new(Self {
+            machine: Machine::here().context("cannot read /proc")?,
+            library: Library::open(library.clone()).with_context(|| format!("cannot use {}", library.display()))?,
+            images: Images::open(staging.clone()).with_context(|| format!("cannot use {}", staging.display()))?,
+            papers: PapersFolder::new(&config.state_dir),
+            qemu: Qemu::at(&config.qemu, config.qemu_data_dir.as_deref()),
+            member: watch::Sender::new(None),
+            changing: tokio::sync::Mutex::new(()),
+            config,
+        }))
+    }
+
+    /// The membership, or the refusal that tells the user to make or join a pool.
+    ///
+    /// # Errors
+    /// This host belongs to no pool.
+    pub fn member(&self) -> Result<Arc<Member>, ApiError> {
+        self.member.borrow().clone().ok_or_else(|| {
+            ApiError::new(ErrorCode::Uninitialised, format!("host {} belongs to no pool", self.config.name))
+                .hint("make one with ev pool-create, or join one with ev host-join")
+        })
+    }
+
+    /// Follows the membership.
+    pub fn memberships(&self) -> watch::Receiver<Option<Arc<Member>>> {
+        self.member.subscribe()
+    }
+
+    /// Puts a started membership into service, or takes it out.
+    pub fn set_member(&self, member: Option<Arc<Member>>) {
+        self.member.send_replace(member);
+    }
+
+    /// What the host's QEMU can do, and how guests run on it.
+    ///
+    /// # Errors
+    /// QEMU is missing or unusable.
+    pub async fn qemu_facts(&self) -> Result<(QemuInfo, Accelerator), ApiError> {
+        let info = self.qemu.probe().await.map_err(|error| {
+            ApiError::new(ErrorCode::Refused, format!("QEMU on host {} cannot be used: {error}", self.config.name))
+        })?;
+        Ok((info, self.qemu.accelerator(&self.config.qemu_user).await))
+    }
+
+    /// The AM's program: as configured, or beside this one.
+    #[must_use]
+    pub fn am_program(&self) -> PathBuf {
+        if let Some(program) = &self.config.am_program {
+            return program.clone();
+        }
+        let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/sbin/evd"));
+        own.with_file_name("ev-am")
+    }
+
+    /// State folder of a VM on this host.
+    #[must_use]
+    pub fn vm_state(&self, vm: ev_core::ids::VmId) -> PathBuf {
+        self.config.state_dir.join("vms").join(vm.to_string())
+    }
+
+    /// Run folder of a VM on this host.
+    #[must_use]
+    pub fn vm_run(&self, vm: ev_core::ids::VmId) -> PathBuf {
+        self.config.run_dir.join("vms").join(vm.to_string())
+    }
+}

@@ -1,0 +1,156 @@
+//! The pool master's work: one task owns the engine of `ev_core::availability::master`, tells it what happened, and
+//! proposes what it decides. On hosts that do not lead it only listens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ev_core::availability::master::{Master, Path};
+use ev_core::pool::Command;
+use ev_core::report::AmReport;
+use ev_wire::peer::Directive;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::member::Member;
+use crate::{clock, view};
+
+/// How often the engine looks at everything.
+const TICK: Duration = Duration::from_millis(50);
+/// Reports that wait for the engine; more are refused (the AM reports again within half a second).
+const REPORTS_WAITING_MAX: usize = 256;
+/// How long one proposal may take; the engine makes it again.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Proposals under way; while there are more, no further ones are made.
+const PROPOSALS_MAX: usize = 64;
+
+struct Question {
+    report: AmReport,
+    answer: oneshot::Sender<Directive>,
+}
+
+/// Puts reports before the engine.
+#[derive(Clone)]
+pub struct MasterHandle(mpsc::Sender<Question>);
+
+/// The engine's end of a [`MasterHandle`].
+pub struct Engine(mpsc::Receiver<Question>);
+
+/// A handle and its engine's end.
+#[must_use]
+pub fn handle() -> (MasterHandle, Engine) {
+    let (sender, receiver) = mpsc::channel(REPORTS_WAITING_MAX);
+    (MasterHandle(sender), Engine(receiver))
+}
+
+impl MasterHandle {
+    /// The engine's answer to a report. To be asked only after this member has confirmed, since the report came in,
+    /// that it still leads. `None`: there are too many reports.
+    pub async fn report(&self, report: AmReport) -> Option<Directive> {
+        let (answer, answered) = oneshot::channel();
+        self.0.try_send(Question { report, answer }).ok()?;
+        answered.await.ok()
+    }
+}
+
+/// Runs until the task is ended.
+pub async fn run(member: Arc<Member>, engine: Engine) {
+    let mut work = Work { engine: Master::new(member.host), proposals: JoinSet::new(), alerts: JoinSet::new(), member };
+    work.run(engine.0).await;
+}
+
+struct Work {
+    engine: Master,
+    /// Changes of records; the engine keeps track of them itself.
+    proposals: JoinSet<()>,
+    /// Alerts; the engine asks for them again until they are committed, so one batch goes at a time.
+    alerts: JoinSet<()>,
+    member: Arc<Member>,
+}
+
+impl Work {
+    async fn run(&mut self, mut questions: mpsc::Receiver<Question>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut states = self.member.states();
+        let mut leadership = self.member.node.leadership();
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                changed = states.changed() => if changed.is_err() { return },
+                changed = leadership.changed() => if changed.is_err() { return },
+                question = questions.recv() => {
+                    let Some(question) = question else { return };
+                    self.answer(question);
+                }
+            }
+            let leads = leadership.borrow_and_update().is_me;
+            self.follow_leadership(leads);
+            self.look();
+        }
+    }
+
+    fn follow_leadership(&mut self, leads: bool) {
+        match (self.engine.leads(), leads) {
+            (false, true) => {
+                tracing::info!("this host is pool master now");
+                self.engine.elected(clock::now());
+            }
+            (true, false) => {
+                tracing::info!("this host is no longer pool master");
+                self.engine.deposed();
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    fn answer(&mut self, question: Question) {
+        let state = self.member.state();
+        let vm = question.report.vm;
+        self.member.live.report(question.report.clone());
+        let lease = self.engine.report(clock::now(), question.report, &state);
+        let directive = Directive {
+            vm: state.vms.get(&vm).cloned(),
+            lease_ms: lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)),
+        };
+        // An asker that is gone asks again.
+        let _ = question.answer.send(directive);
+    }
+
+    fn look(&mut self) {
+        for ((host, path), at) in self.member.ear.last() {
+            if let Ok(path) = u8::try_from(path) {
+                self.engine.heartbeat(at, host, Path(path));
+            }
+        }
+        while self.proposals.try_join_next().is_some() {}
+        while self.alerts.try_join_next().is_some() {}
+        if !self.engine.leads() || self.proposals.len() >= PROPOSALS_MAX {
+            return;
+        }
+        let mut commands = Vec::new();
+        self.engine.tick(clock::now(), view::unix_ms_now(), &self.member.state(), &mut commands);
+        let (alerts, changes): (Vec<_>, Vec<_>) = commands
+            .into_iter()
+            .partition(|command| matches!(command, Command::AlertRaise { .. } | Command::AlertClear { .. }));
+        for change in changes {
+            tracing::info!(?change, "proposing");
+            self.proposals.spawn(propose(Arc::clone(&self.member), vec![change]));
+        }
+        if self.alerts.is_empty() && !alerts.is_empty() {
+            self.alerts.spawn(propose(Arc::clone(&self.member), alerts));
+        }
+    }
+}
+
+async fn propose(member: Arc<Member>, commands: Vec<Command>) {
+    for command in commands {
+        if !member.is_master() {
+            return;
+        }
+        match member.node.propose(command, PROPOSE_TIMEOUT).await {
+            Ok(ev_core::pool::Outcome::Refused(refusal)) => tracing::debug!(%refusal, "a proposal was refused"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a proposal was not committed; it is made again if it still holds"),
+        }
+    }
+}
