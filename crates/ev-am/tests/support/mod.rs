@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod path;
 pub mod pool;
 
 use std::net::{SocketAddr, TcpListener};
