@@ -39,6 +39,20 @@ impl User {
         let groups = kvm_group(Path::new("/dev/kvm")).into_iter().collect();
         Ok(Self { uid: Uid::from_raw(user.uid.as_raw()), gid: Gid::from_raw(user.gid.as_raw()), groups })
     }
+
+    /// Whether this user, with its groups, may read and write the device.
+    pub(crate) fn may_use(&self, device: &Path) -> bool {
+        let Ok(metadata) = std::fs::metadata(device) else { return false };
+        let group = Gid::from_raw(metadata.gid());
+        let needed = if metadata.uid() == self.uid.as_raw() {
+            0o600
+        } else if group == self.gid || self.groups.contains(&group) {
+            0o060
+        } else {
+            0o006
+        };
+        metadata.mode() & needed == needed
+    }
 }
 
 /// The group that may read and write `device`, if one other than root's does.

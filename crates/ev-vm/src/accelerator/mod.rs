@@ -48,6 +48,13 @@ pub enum WhyNotKvm {
     /// There is no device file.
     #[error("/dev/kvm does not exist: switch on virtualisation in the machine's firmware and load the kvm module")]
     NoDevice,
+    /// QEMU's user may not use it.
+    #[allow(missing_docs)]
+    #[error(
+        "the user {user} may not use /dev/kvm: let a group read and write it (chgrp kvm /dev/kvm; chmod 660 /dev/kvm; \
+         udev does that on most systems)"
+    )]
+    NotPermitted { user: String },
     /// The trial guest did not get to its end.
     #[error(
         "/dev/kvm exists, but a trial guest did not run on it ({0}): on a virtual machine, switch on nested \
@@ -123,6 +130,9 @@ impl Qemu {
     async fn try_kvm(&self, user: &str) -> Accelerator {
         if !Path::new("/dev/kvm").exists() {
             return Accelerator::Tcg { reason: WhyNotKvm::NoDevice };
+        }
+        if User::find(user).is_ok_and(|found| !found.may_use(Path::new("/dev/kvm"))) {
+            return Accelerator::Tcg { reason: WhyNotKvm::NotPermitted { user: user.to_owned() } };
         }
         match self.run_trial("kvm", user).await {
             Ok(()) => Accelerator::Kvm,
@@ -258,6 +268,16 @@ mod tests {
     async fn the_trial_guest_passes_where_guests_run() {
         let qemu = Qemu::at(Path::new("/usr/bin/qemu-system-x86_64"), None);
         assert_eq!(qemu.run_trial("tcg", "nobody").await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn kvm_is_used_exactly_if_the_trial_guest_passes_on_it() {
+        let qemu = Qemu::at(Path::new("/usr/bin/qemu-system-x86_64"), None);
+        let trial = qemu.run_trial("kvm", "nobody").await;
+        let accelerator = qemu.accelerator("nobody").await;
+        eprintln!("{trial:?}, so {accelerator:?}: {:?}", accelerator.notice());
+        assert_eq!(accelerator == Accelerator::Kvm, trial.is_ok());
+        assert_eq!(accelerator.notice().is_none(), trial.is_ok());
     }
 
     #[test]
