@@ -5,7 +5,12 @@
 
 use std::io::{self, IoSlice, Read, Write};
 
-use super::codec::{Decoder, FrameError, Message, encode};
+use ev_core::mirror::{Message, OpId, Outcome};
+
+use super::codec::{
+    ACKS_MAX, Decoder, FrameError, Incoming, LinkHello, LinkIdentity, Refusal, encode, encode_acks, encode_hello,
+    encode_refusal,
+};
 use crate::buffer::{BufferPool, IoBuffer};
 
 /// Bytes that are received from the socket at once.
@@ -22,13 +27,21 @@ pub enum SessionError {
     Closed,
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// Our refusal is queued: send what [`Session::front`] gives before closing.
+    #[error("the link is refused: {0}")]
+    Refuse(Refusal),
+    #[error("the partner refused the link: {0}")]
+    Refused(Refusal),
 }
 
 /// One connected link.
 #[derive(Debug)]
 pub struct Session {
     tls: rustls::Connection,
+    identity: LinkIdentity,
     decoder: Decoder,
+    /// Acknowledgements that go out in one frame, before the next message or when bytes are asked for.
+    acks: Vec<(OpId, Outcome)>,
     /// Ciphertext that rustls has not taken yet.
     window: Box<[u8]>,
     begin: usize,
@@ -41,14 +54,16 @@ pub struct Session {
 }
 
 impl Session {
-    /// Over a TLS session whose handshake is over, for a disk of `size_bytes`.
+    /// Over a TLS session whose handshake is over, for the disk of `identity`.
     #[must_use]
-    pub fn new(mut tls: rustls::Connection, size_bytes: u64) -> Self {
+    pub fn new(mut tls: rustls::Connection, identity: LinkIdentity) -> Self {
         // What is queued is bounded by the requests in flight, and must never be taken in part.
         tls.set_buffer_limit(None);
         Self {
             tls,
-            decoder: Decoder::new(size_bytes),
+            identity,
+            decoder: Decoder::new(identity.size_bytes),
+            acks: Vec::new(),
             window: vec![0; WINDOW_BYTES].into_boxed_slice(),
             begin: 0,
             end: 0,
@@ -72,11 +87,20 @@ impl Session {
         self.end = count;
     }
 
-    /// The next complete message; `None` when more bytes are needed.
-    pub fn next(&mut self, pool: &mut BufferPool) -> Result<Option<Message<IoBuffer>>, SessionError> {
+    /// The next complete message, with the data of its operation if it has any; `None` when more bytes are needed.
+    pub fn next(&mut self, pool: &mut BufferPool) -> Result<Option<(Message, Option<IoBuffer>)>, SessionError> {
         loop {
-            if let Some(message) = self.decoder.next(pool)? {
-                return Ok(Some(message));
+            match self.decoder.next(pool)? {
+                Some(Incoming::Message(message, data)) => return Ok(Some((message, data))),
+                Some(Incoming::Hello(theirs)) => {
+                    if let Err(refusal) = self.identity.check(&theirs) {
+                        self.refuse(&refusal);
+                        return Err(SessionError::Refuse(refusal));
+                    }
+                    return Ok(Some((Message::Hello(theirs.hello), None)));
+                }
+                Some(Incoming::Refused(refusal)) => return Err(SessionError::Refused(refusal)),
+                None => {}
             }
             match self.tls.reader().read(self.decoder.space()) {
                 Ok(0) => return Err(SessionError::Closed),
@@ -103,16 +127,42 @@ impl Session {
         Ok(())
     }
 
-    /// Queues a message.
-    pub fn send<D: AsRef<[u8]>>(&mut self, message: &Message<D>) {
-        self.head.clear();
-        let data = encode(message, &mut self.head);
-        let mut slices = [IoSlice::new(&self.head), IoSlice::new(data)];
-        let mut left = &mut slices[..];
-        while !left.is_empty() {
-            let count = self.tls.writer().write_vectored(left).expect("without a limit nothing is refused");
-            IoSlice::advance_slices(&mut left, count);
+    /// Queues a message. `data` is that of its operation, for messages that carry any; it is encrypted at once, so
+    /// that the caller may go on using the buffer.
+    pub fn send(&mut self, message: &Message, data: &[u8]) {
+        if let Message::Ack { op, outcome } = message {
+            self.acks.push((*op, *outcome));
+            if self.acks.len() == ACKS_MAX {
+                self.send_acks();
+            }
+            return;
         }
+        self.send_acks();
+        self.head.clear();
+        let data = match message {
+            Message::Hello(hello) => {
+                encode_hello(&LinkHello::new(self.identity, *hello), &mut self.head);
+                &[]
+            }
+            other => encode(other, data, &mut self.head),
+        };
+        put(&mut self.tls, &self.head, data);
+    }
+
+    fn send_acks(&mut self) {
+        if !self.acks.is_empty() {
+            self.head.clear();
+            encode_acks(&self.acks, &mut self.head);
+            self.acks.clear();
+            put(&mut self.tls, &self.head, &[]);
+        }
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) {
+        self.head.clear();
+        encode_refusal(refusal, &mut self.head);
+        put(&mut self.tls, &self.head, &[]);
+        self.tls.send_close_notify();
     }
 
     /// The bytes to send next; empty when nothing waits. They keep their place until [`Session::sent`].
@@ -121,6 +171,7 @@ impl Session {
             self.sent = 0;
             self.sending.clear();
             self.sending.shrink_to(SEND_KEPT_BYTES_MAX);
+            self.send_acks();
             while self.tls.wants_write() {
                 self.tls.write_tls(&mut self.sending).expect("memory takes all");
             }
@@ -136,7 +187,18 @@ impl Session {
 
     /// Queues the end of the TLS session, so that the partner can tell it from a cut.
     pub fn close(&mut self) {
+        self.send_acks();
         self.tls.send_close_notify();
+    }
+}
+
+/// Encrypts both as one stretch, so that a small message is one TLS record.
+fn put(tls: &mut rustls::Connection, head: &[u8], data: &[u8]) {
+    let mut slices = [IoSlice::new(head), IoSlice::new(data)];
+    let mut left = &mut slices[..];
+    while left.iter().any(|slice| !slice.is_empty()) {
+        let count = tls.writer().write_vectored(left).expect("without a limit nothing is refused");
+        IoSlice::advance_slices(&mut left, count);
     }
 }
 
@@ -144,13 +206,20 @@ impl Session {
 mod tests {
     use std::sync::Arc;
 
-    use ev_core::ids::{Generation, MemberId, PoolId};
+    use ev_core::ids::{DiskId, Generation, MemberId, PoolId, VmId};
+    use ev_core::mirror::{Durability, Extent, Health, Hello, History, ReplicaInfo, Write, WriteKind};
     use ev_wire::identity::{self, Identity, Peer};
     use uuid::Uuid;
 
     use super::*;
-    use crate::link::codec::Sequence;
-    use crate::nbd::Durability;
+
+    const DISK: LinkIdentity = LinkIdentity {
+        pool: PoolId(Uuid::from_u128(1)),
+        vm: VmId(Uuid::from_u128(2)),
+        disk: DiskId(Uuid::from_u128(3)),
+        size_bytes: 1 << 40,
+        region_bytes: 1 << 20,
+    };
 
     fn identity(authority: &identity::PoolAuthority, member: u64) -> Identity {
         let key = identity::new_key_and_request().unwrap();
@@ -183,10 +252,12 @@ mod tests {
             shake(&mut client, &mut server);
             shake(&mut server, &mut client);
         }
-        (Session::new(client, 1 << 40), Session::new(server, 1 << 40))
+        (Session::new(client, DISK), Session::new(server, DISK))
     }
 
-    fn carry(from: &mut Session, to: &mut Session, part: usize) -> Result<Vec<Message<IoBuffer>>, SessionError> {
+    type Carried = Vec<(Message, Option<IoBuffer>)>;
+
+    fn carry(from: &mut Session, to: &mut Session, part: usize) -> Result<Carried, SessionError> {
         let mut pool = BufferPool::default();
         let mut messages = Vec::new();
         loop {
@@ -206,24 +277,42 @@ mod tests {
         }
     }
 
-    fn messages() -> Vec<Message<IoBuffer>> {
+    fn hello() -> Message {
+        let replica = ReplicaInfo { health: Health::Good, history: History::NONE };
+        Message::Hello(Hello { host: MemberId(1), instance: 2, generation: Generation(3), replica })
+    }
+
+    fn messages() -> Carried {
         let mut data = IoBuffer::new(3 << 20);
         data.data_mut().fill(0x3c);
-        let refused = Message::Refused(crate::link::codec::Refusal::OtherPool);
+        let write = Write {
+            extent: Extent { offset: 512, length: 3 << 20 },
+            kind: WriteKind::Data,
+            durability: Durability::AtFlush,
+        };
+        let ack = |op| (Message::Ack { op: OpId(op), outcome: Outcome::Done }, None);
         vec![
-            refused,
-            Message::Flush { sequence: Sequence(1) },
-            Message::Write { sequence: Sequence(2), offset: 512, durability: Durability::AtFlush, data },
-            Message::History { sequence: Sequence(3), current: Generation(4), bitmap_base: Generation(5) },
+            (hello(), None),
+            ack(1),
+            ack(2),
+            (Message::Flush { op: OpId(3) }, None),
+            (Message::Write { op: OpId(4), write }, Some(data)),
+            ack(5),
         ]
+    }
+
+    fn send(session: &mut Session) {
+        for (message, data) in messages() {
+            session.send(&message, data.as_ref().map_or(&[], IoBuffer::data));
+        }
     }
 
     #[test]
     fn messages_pass_in_both_directions_in_any_parts() {
         let (mut client, mut server) = pair();
         for part in [usize::MAX, 1000, 17] {
-            messages().iter().for_each(|message| client.send(message));
-            messages().iter().for_each(|message| server.send(message));
+            send(&mut client);
+            send(&mut server);
             assert!(carry(&mut client, &mut server, part).unwrap() == messages());
             assert!(carry(&mut server, &mut client, part).unwrap() == messages());
         }
@@ -238,5 +327,19 @@ mod tests {
         server.space()[..100].fill(0x41);
         server.received(100);
         assert!(matches!(server.next(&mut BufferPool::default()), Err(SessionError::Tls(_))));
+    }
+
+    #[test]
+    fn another_disk_is_refused_and_told_why() {
+        let (mut client, server) = pair();
+        let ours = DiskId(Uuid::from_u128(99));
+        let mut server = Session { identity: LinkIdentity { disk: ours, ..DISK }, ..server };
+        client.send(&hello(), &[]);
+        let refusal = Refusal::OtherDisk { ours, theirs: DISK.disk };
+        let refused = carry(&mut client, &mut server, usize::MAX);
+        assert!(matches!(refused, Err(SessionError::Refuse(found)) if found == refusal));
+        let told = Refusal::OtherDisk { ours: DISK.disk, theirs: ours };
+        let refused = carry(&mut server, &mut client, usize::MAX);
+        assert!(matches!(refused, Err(SessionError::Refused(found)) if found == told));
     }
 }

@@ -12,6 +12,7 @@
 //! | 4092..4096 | CRC-32C of all before |
 
 use ev_core::ids::DiskId;
+use ev_core::mirror::RegionMap;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -25,21 +26,10 @@ pub const REGIONS_PER_PAGE: u64 = 64 * 508;
 const MAGIC: [u8; 4] = *b"EVKM";
 const VERSION: u16 = 1;
 
-/// Which of the two maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RegionMap {
-    /// Regions that may have been written since both sides were last flushed.
-    WriteIntent,
-    /// Regions that the partner's replica lacks.
-    OutOfSync,
-}
-
-impl RegionMap {
-    fn number(self) -> u16 {
-        match self {
-            Self::WriteIntent => 1,
-            Self::OutOfSync => 2,
-        }
+fn map_number(map: RegionMap) -> u16 {
+    match map {
+        RegionMap::WriteIntent => 1,
+        RegionMap::OutOfSync => 2,
     }
 }
 
@@ -88,7 +78,7 @@ impl MapPage {
         let record = MapRecord::mut_from_bytes(&mut page.0).expect("the record fills a page");
         record.magic = MAGIC;
         record.version = VERSION.into();
-        record.map = self.map.number().into();
+        record.map = map_number(self.map).into();
         record.index = u32::try_from(self.index).expect("bounded by REGIONS_MAX").into();
         record.counter = counter.into();
         record.disk = self.disk_tag();
@@ -110,7 +100,7 @@ impl MapPage {
         if record.version.get() != VERSION {
             return Err(MapPageError::Version(record.version.get()));
         }
-        let here = record.map.get() == self.map.number() && u64::from(record.index.get()) == self.index;
+        let here = record.map.get() == map_number(self.map) && u64::from(record.index.get()) == self.index;
         if !here || record.disk != self.disk_tag() {
             return Err(MapPageError::Misplaced);
         }

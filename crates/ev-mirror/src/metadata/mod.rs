@@ -25,8 +25,10 @@ mod tests;
 
 pub(crate) use file::sync_folder;
 pub use file::{CreateError, LoadedMaps, MetadataFile, OpenError, Slots, UpdateError};
-pub use map::{MapPage, MapPageError, RegionMap};
-pub use superblock::{KeptState, MetadataVersion, ReplicaHealth, Superblock, SuperblockError, UndoMethod};
+pub use ev_core::mirror::{Health, RegionMap};
+pub use map::{MapPage, MapPageError};
+pub(crate) use superblock::{health_from_number, health_number};
+pub use superblock::{KeptState, MetadataVersion, Superblock, SuperblockError, UndoMethod};
 
 /// Size of a page: what devices write as one, and the alignment of direct I/O.
 pub const PAGE_BYTES: usize = 4096;

@@ -21,6 +21,7 @@
 //! Magic, version and checksum keep their places in all versions to come. All numbers little-endian.
 
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
+use ev_core::mirror::{Health, History, ReplicaInfo};
 use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -54,37 +55,24 @@ impl MetadataVersion {
     }
 }
 
-/// What the replica's bytes are worth by themselves. Whether it counts is for the authority record to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplicaHealth {
-    /// Just created; all zeroes, nothing was ever written.
-    Empty,
-    /// A consistent state of the disk.
-    Good,
-    /// A copy is, or was, overwriting it: no state that the guest ever saw. Must not start a VM.
-    Copying,
-    /// Its storage failed.
-    Failed,
+/// How metadata and link write a replica's health.
+pub(crate) fn health_number(health: Health) -> u32 {
+    match health {
+        Health::Empty => 1,
+        Health::Good => 2,
+        Health::Copying => 3,
+        Health::Failed => 4,
+    }
 }
 
-impl ReplicaHealth {
-    pub(crate) fn number(self) -> u32 {
-        match self {
-            Self::Empty => 1,
-            Self::Good => 2,
-            Self::Copying => 3,
-            Self::Failed => 4,
-        }
-    }
-
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
-        match number {
-            1 => Some(Self::Empty),
-            2 => Some(Self::Good),
-            3 => Some(Self::Copying),
-            4 => Some(Self::Failed),
-            _ => None,
-        }
+/// The reverse.
+pub(crate) fn health_from_number(number: u32) -> Option<Health> {
+    match number {
+        1 => Some(Health::Empty),
+        2 => Some(Health::Good),
+        3 => Some(Health::Copying),
+        4 => Some(Health::Failed),
+        _ => None,
     }
 }
 
@@ -118,11 +106,8 @@ pub struct Superblock {
     pub host: HostId,
     pub size_bytes: u64,
     pub region_bytes: u32,
-    pub health: ReplicaHealth,
-    /// Generation of the record under which this data history began.
-    pub current: Generation,
-    /// The partner's `current` that the out-of-sync map counts from; `NONE`: the map says nothing.
-    pub bitmap_base: Generation,
+    /// What the replica's bytes are worth, and which history they are.
+    pub info: ReplicaInfo,
     /// Present while `health` is `Copying`, if the state before could be kept.
     pub kept: Option<KeptState>,
 }
@@ -167,7 +152,7 @@ impl Superblock {
         let record = SuperblockRecord {
             magic: MAGIC,
             version: MetadataVersion::NEWEST.number().into(),
-            health: self.health.number().into(),
+            health: health_number(self.info.health).into(),
             sequence: self.sequence.into(),
             pool: self.pool.0.into_bytes(),
             vm: self.vm.0.into_bytes(),
@@ -181,8 +166,8 @@ impl Superblock {
                 Some(UndoMethod::File) => 2,
             }
             .into(),
-            current: self.current.0.into(),
-            bitmap_base: self.bitmap_base.0.into(),
+            current: self.info.history.current.0.into(),
+            bitmap_base: self.info.history.bitmap_base.0.into(),
             kept_current: self.kept.map_or(0, |kept| kept.current.0).into(),
             kept_at_unix_s: self.kept.map_or(0, |kept| kept.kept_at_unix_s).into(),
         };
@@ -218,9 +203,13 @@ impl Superblock {
             host: MemberId(record.host.get()),
             size_bytes: record.size_bytes.get(),
             region_bytes: record.region_bytes.get(),
-            health: ReplicaHealth::from_number(record.health.get()).ok_or(SuperblockError::BadValue)?,
-            current: Generation(record.current.get()),
-            bitmap_base: Generation(record.bitmap_base.get()),
+            info: ReplicaInfo {
+                health: health_from_number(record.health.get()).ok_or(SuperblockError::BadValue)?,
+                history: History {
+                    current: Generation(record.current.get()),
+                    bitmap_base: Generation(record.bitmap_base.get()),
+                },
+            },
             kept: method.map(|method| KeptState {
                 method,
                 current: Generation(record.kept_current.get()),

@@ -21,6 +21,7 @@ mod tests;
 mod transmission;
 mod wire;
 
+pub use ev_core::mirror::Durability;
 pub use reply::{Allocation, AllocationExtent, DoneReply, NbdError, ReadReply, StatusReply};
 
 use handshake::Handshake;
@@ -52,15 +53,6 @@ pub struct Export {
     pub name: String,
     /// A multiple of [`BLOCK_BYTES_MIN`].
     pub size_bytes: u64,
-}
-
-/// Whether a request is to be on stable storage before it is answered (FUA).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// A later flush makes it durable.
-    AtFlush,
-    /// Durable before the answer.
-    BeforeReply,
 }
 
 /// What a WRITE_ZEROES may leave behind.

@@ -1,17 +1,16 @@
 //! Bytes to messages, each checked against the disk's size and the limits.
 
+use std::collections::VecDeque;
+
 use ev_core::ids::Generation;
+use ev_core::mirror::{BlockHash, CopyKind, Durability, Extent, Message, OpId, Outcome, RegionMap, Write, WriteKind};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::frame::{self, AckRecord, FrameHeader, HEADER_BYTES, HistoryRecord, Kind};
-use super::hello::{HelloRecord, RefusalRecord};
-use super::{ACKS_MAX, Ack, BlockHash, CopyKind, DATA_BYTES_MAX, HASH_BLOCK_BYTES, HASH_BLOCKS_MAX, LinkVersion};
-use super::{Message, Outcome, Part, REGION_WORDS_MAX, Sequence};
+use super::hello::{HelloRecord, LinkHello, LinkVersion, Refusal, RefusalRecord};
+use super::{ACKS_MAX, COPY_ZEROES_BYTES_MAX, DATA_BYTES_MAX, HASH_BLOCK_BYTES, HASH_BLOCKS_MAX, REGION_WORDS_MAX};
 use crate::buffer::{BufferPool, IoBuffer};
-use crate::extent::Extent;
-use crate::metadata::RegionMap;
-use crate::nbd::{Durability, Zeroing};
 use crate::receive::{BodyState, Receiver};
 
 /// Longest hello that is taken: a later version's may be longer than ours.
@@ -43,6 +42,17 @@ pub enum FrameError {
     Version { oldest: LinkVersion, newest: LinkVersion },
 }
 
+/// What a frame was.
+#[derive(Debug, PartialEq)]
+pub enum Incoming {
+    /// First in each direction; to be checked by [`super::LinkIdentity::check`].
+    Hello(LinkHello),
+    /// The other side can't work with our hello; it closes the link.
+    Refused(Refusal),
+    /// For the engine, with the data of the operation if the message has any.
+    Message(Message, Option<IoBuffer>),
+}
+
 /// The receiving side of a link.
 #[derive(Debug)]
 pub struct Decoder {
@@ -50,6 +60,8 @@ pub struct Decoder {
     receiver: Receiver,
     /// A frame whose data is on its way.
     pending: Option<FrameHeader>,
+    /// Acknowledgements of one frame that were not handed out yet; at most [`ACKS_MAX`].
+    acks: VecDeque<(OpId, Outcome)>,
     greeted: bool,
 }
 
@@ -57,7 +69,7 @@ impl Decoder {
     /// For a disk of `size_bytes`.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes, receiver: Receiver::default(), pending: None, greeted: false }
+        Self { size_bytes, receiver: Receiver::default(), pending: None, acks: VecDeque::new(), greeted: false }
     }
 
     /// Where the next bytes belong; see [`Receiver::space`]. Call it only when [`Decoder::next`] had nothing more.
@@ -70,14 +82,46 @@ impl Decoder {
         self.receiver.received(count);
     }
 
-    /// The next complete message; `None` when more bytes are needed.
-    pub fn next(&mut self, pool: &mut BufferPool) -> Result<Option<Message<IoBuffer>>, FrameError> {
-        match self.receiver.body() {
-            BodyState::Incomplete => return Ok(None),
-            BodyState::Payload(data) => return self.data_message(data).map(Some),
-            BodyState::Skipped => unreachable!("no frame is skipped"),
-            BodyState::None => {}
+    /// The next complete frame; `None` when more bytes are needed.
+    pub fn next(&mut self, pool: &mut BufferPool) -> Result<Option<Incoming>, FrameError> {
+        loop {
+            if let Some((op, outcome)) = self.acks.pop_front() {
+                return Ok(Some(Incoming::Message(Message::Ack { op, outcome }, None)));
+            }
+            match self.receiver.body() {
+                BodyState::Incomplete => return Ok(None),
+                BodyState::Payload(data) => return Ok(Some(self.data_message(data))),
+                BodyState::Skipped => unreachable!("no frame is skipped"),
+                BodyState::None => {}
+            }
+            let Some((kind, header, length)) = self.header()? else { return Ok(None) };
+            match kind {
+                Kind::Write | Kind::CopyData => {
+                    self.check(header.offset.get(), header.length.get())?;
+                    self.start_data(header, length, pool);
+                }
+                Kind::ReadData => self.start_data(header, length, pool),
+                _ => {
+                    let Some(bytes) = self.receiver.peek(HEADER_BYTES + length) else { return Ok(None) };
+                    let body = &bytes[HEADER_BYTES..];
+                    let incoming = if kind == Kind::Acks {
+                        self.acks = acks(body).ok_or(FrameError::BadValue { kind: header.kind })?;
+                        None
+                    } else {
+                        Some(self.control_frame(kind, &header, body, pool)?)
+                    };
+                    self.receiver.consume(HEADER_BYTES + length);
+                    self.greeted = true;
+                    if incoming.is_some() {
+                        return Ok(incoming);
+                    }
+                }
+            }
         }
+    }
+
+    /// The next frame's header, checked but not consumed, with its kind and its body's length.
+    fn header(&self) -> Result<Option<(Kind, FrameHeader, usize)>, FrameError> {
         let Some(bytes) = self.receiver.peek(HEADER_BYTES) else { return Ok(None) };
         let header = FrameHeader::read_from_bytes(bytes).expect("as long as the header");
         if header.magic.get() != frame::MAGIC {
@@ -95,23 +139,13 @@ impl Decoder {
         if !self.greeted && !matches!(kind, Kind::Hello | Kind::Refused) {
             return Err(FrameError::NotGreeted);
         }
-        if matches!(kind, Kind::Write | Kind::ReadData | Kind::CopyData) {
-            if kind != Kind::ReadData {
-                self.check(header.offset.get(), header.length.get())?;
-            }
-            self.receiver.consume(HEADER_BYTES);
-            self.receiver.start_payload(length, pool);
-            self.pending = Some(header);
-            return match self.receiver.body() {
-                BodyState::Payload(data) => self.data_message(data).map(Some),
-                BodyState::None | BodyState::Incomplete | BodyState::Skipped => Ok(None),
-            };
-        }
-        let Some(bytes) = self.receiver.peek(HEADER_BYTES + length) else { return Ok(None) };
-        let message = self.control_message(kind, &header, &bytes[HEADER_BYTES..])?;
-        self.receiver.consume(HEADER_BYTES + length);
-        self.greeted = true;
-        Ok(Some(message))
+        Ok(Some((kind, header, length)))
+    }
+
+    fn start_data(&mut self, header: FrameHeader, length: usize, pool: &mut BufferPool) {
+        self.receiver.consume(HEADER_BYTES);
+        self.receiver.start_payload(length, pool);
+        self.pending = Some(header);
     }
 
     fn check(&self, offset: u64, length: u32) -> Result<Extent, FrameError> {
@@ -123,75 +157,72 @@ impl Decoder {
         }
     }
 
-    fn data_message(&mut self, data: IoBuffer) -> Result<Message<IoBuffer>, FrameError> {
+    fn data_message(&mut self, data: IoBuffer) -> Incoming {
         let header = self.pending.take().expect("set when the payload was started");
-        let sequence = Sequence(header.sequence.get());
-        let offset = header.offset.get();
-        match Kind::from_number(header.kind) {
-            Some(Kind::Write) => Ok(Message::Write { sequence, offset, durability: durability(&header), data }),
-            Some(Kind::CopyData) => Ok(Message::CopyData { sequence, offset, data }),
-            _ => Ok(Message::ReadData { sequence, data }),
-        }
+        let op = OpId(header.op.get());
+        let extent = Extent { offset: header.offset.get(), length: header.length.get() };
+        let message = match Kind::from_number(header.kind) {
+            Some(Kind::Write) => Message::Write { op, write: write(&header, extent, WriteKind::Data) },
+            Some(Kind::CopyData) => Message::CopyData { op, extent },
+            _ => Message::ReadData { op },
+        };
+        Incoming::Message(message, Some(data))
     }
 
-    fn control_message(&self, kind: Kind, header: &FrameHeader, body: &[u8]) -> Result<Message<IoBuffer>, FrameError> {
-        let sequence = Sequence(header.sequence.get());
+    /// A frame without data of its own.
+    fn control_frame(
+        &self,
+        kind: Kind,
+        header: &FrameHeader,
+        body: &[u8],
+        pool: &mut BufferPool,
+    ) -> Result<Incoming, FrameError> {
+        let op = OpId(header.op.get());
         let bad_value = FrameError::BadValue { kind: header.kind };
         let extent = || self.check(header.offset.get(), header.argument.get());
-        Ok(match kind {
-            Kind::Hello => Message::Hello(hello(body, bad_value)?),
-            Kind::Refused => Message::Refused(RefusalRecord::read_from_prefix(body).map_err(|_| bad_value)?.0.decode()),
+        let message = match kind {
+            Kind::Hello => return hello(body, bad_value).map(Incoming::Hello),
+            Kind::Refused => {
+                let (record, _) = RefusalRecord::read_from_prefix(body).map_err(|_| bad_value)?;
+                return Ok(Incoming::Refused(record.decode()));
+            }
             Kind::Regions => Message::Regions {
                 map: if has(header, frame::FLAG_OUT_OF_SYNC) { RegionMap::OutOfSync } else { RegionMap::WriteIntent },
                 first_word: header.offset.get(),
                 words: records::<U64>(body).iter().map(|word| word.get()).collect(),
-                part: if has(header, frame::FLAG_MORE) { Part::More } else { Part::Last },
+                last: !has(header, frame::FLAG_MORE),
             },
             Kind::KeepAlive => Message::KeepAlive,
-            Kind::WriteZeroes => Message::WriteZeroes {
-                sequence,
-                extent: extent()?,
-                zeroing: if has(header, frame::FLAG_KEEP_ALLOCATED) {
-                    Zeroing::KeepAllocated
-                } else {
-                    Zeroing::MayDeallocate
-                },
-                durability: durability(header),
-            },
-            Kind::Trim => Message::Trim { sequence, extent: extent()?, durability: durability(header) },
-            Kind::Flush => Message::Flush { sequence },
-            Kind::Read => {
-                let extent = extent()?;
-                if extent.length > DATA_BYTES_MAX {
-                    return Err(bad_value);
-                }
-                Message::Read { sequence, extent }
+            Kind::WriteZeroes if has(header, frame::FLAG_KEEP_ALLOCATED) => {
+                Message::Write { op, write: write(header, extent()?, WriteKind::ZeroesAllocated) }
             }
-            Kind::Acks => {
-                Message::Acks(records::<AckRecord>(body).iter().map(ack).collect::<Option<_>>().ok_or(bad_value)?)
-            }
-            Kind::Settled => Message::Settled { through: sequence },
+            Kind::WriteZeroes => Message::Write { op, write: write(header, extent()?, WriteKind::Zeroes) },
+            Kind::Trim => Message::Write { op, write: write(header, extent()?, WriteKind::Trim) },
+            Kind::Flush => Message::Flush { op },
+            Kind::Read => Message::Read { op, extent: shorter(extent()?, DATA_BYTES_MAX, bad_value)? },
             Kind::CopyBegin => Message::CopyBegin {
-                sequence,
+                op,
                 kind: if has(header, frame::FLAG_FULL) { CopyKind::Full } else { CopyKind::Delta },
-                current: Generation(header.offset.get()),
+                current: history(body).ok_or(bad_value)?.0,
             },
-            Kind::HashRequest => Message::HashRequest { sequence, extent: hash_extent(extent()?, bad_value)? },
+            Kind::HashRequest => Message::HashRequest { op, extent: hash_extent(extent()?, bad_value)? },
             Kind::Hashes => {
-                let hashes = records::<[u8; 32]>(body).iter().map(|hash| BlockHash(*hash)).collect();
-                Message::Hashes { sequence, hashes }
+                Message::Hashes { op, hashes: records::<BlockHash>(body).to_vec() }
             }
-            Kind::CopyZeroes => Message::CopyZeroes { sequence, extent: extent()? },
+            Kind::CopyZeroes => {
+                let extent = shorter(extent()?, COPY_ZEROES_BYTES_MAX, bad_value)?;
+                let mut data = pool.take(usize::try_from(extent.length).map_err(|_| bad_value)?);
+                data.data_mut().fill(0);
+                return Ok(Incoming::Message(Message::CopyData { op, extent }, Some(data)));
+            }
             Kind::History => {
                 let (current, bitmap_base) = history(body).ok_or(bad_value)?;
-                Message::History { sequence, current, bitmap_base }
+                Message::History { op, current, bitmap_base }
             }
-            Kind::CopyEnd => {
-                let (current, bitmap_base) = history(body).ok_or(bad_value)?;
-                Message::CopyEnd { sequence, current, bitmap_base }
-            }
-            Kind::Write | Kind::ReadData | Kind::CopyData => unreachable!("handled with their data"),
-        })
+            Kind::CopyEnd => Message::CopyEnd { op, current: history(body).ok_or(bad_value)?.0 },
+            Kind::Write | Kind::ReadData | Kind::CopyData | Kind::Acks => unreachable!("handled before"),
+        };
+        Ok(Incoming::Message(message, None))
     }
 }
 
@@ -204,7 +235,7 @@ fn length_fits(kind: Kind, length: usize) -> bool {
         Kind::Regions => list(size_of::<U64>(), REGION_WORDS_MAX),
         Kind::Acks => list(size_of::<AckRecord>(), ACKS_MAX),
         Kind::Hashes => usize::try_from(HASH_BLOCKS_MAX).is_ok_and(|most| list(size_of::<BlockHash>(), most)),
-        Kind::History | Kind::CopyEnd => length == size_of::<HistoryRecord>(),
+        Kind::History | Kind::CopyBegin | Kind::CopyEnd => length == size_of::<HistoryRecord>(),
         Kind::Write | Kind::ReadData | Kind::CopyData => {
             length > 0 && u32::try_from(length).is_ok_and(|length| length <= DATA_BYTES_MAX)
         }
@@ -213,8 +244,6 @@ fn length_fits(kind: Kind, length: usize) -> bool {
         | Kind::Trim
         | Kind::Flush
         | Kind::Read
-        | Kind::Settled
-        | Kind::CopyBegin
         | Kind::HashRequest
         | Kind::CopyZeroes => length == 0,
     }
@@ -224,8 +253,10 @@ fn has(header: &FrameHeader, flag: u8) -> bool {
     header.flags & flag != 0
 }
 
-fn durability(header: &FrameHeader) -> Durability {
-    if has(header, frame::FLAG_DURABLE) { Durability::BeforeReply } else { Durability::AtFlush }
+fn write(header: &FrameHeader, extent: Extent, kind: WriteKind) -> Write {
+    let durability =
+        if has(header, frame::FLAG_DURABLE) { Durability::BeforeReply } else { Durability::AtFlush };
+    Write { extent, kind, durability }
 }
 
 /// The body as records. Its length was checked to be a multiple of the record's.
@@ -233,14 +264,21 @@ fn records<R: FromBytes + Immutable + KnownLayout + Unaligned>(body: &[u8]) -> &
     <[R]>::ref_from_bytes(body).expect("unaligned records, whole by the length check")
 }
 
-fn ack(record: &AckRecord) -> Option<Ack> {
-    let outcome = match record.outcome.get() {
-        0 => Outcome::Done,
-        1 => Outcome::Failed,
-        2 => Outcome::NotNow,
-        _ => return None,
+fn acks(body: &[u8]) -> Option<VecDeque<(OpId, Outcome)>> {
+    let ack = |record: &AckRecord| {
+        let outcome = match record.outcome.get() {
+            0 => Outcome::Done,
+            1 => Outcome::Failed,
+            2 => Outcome::NotNow,
+            _ => return None,
+        };
+        Some((OpId(record.op.get()), outcome))
     };
-    Some(Ack { sequence: Sequence(record.sequence.get()), outcome })
+    records::<AckRecord>(body).iter().map(ack).collect()
+}
+
+fn shorter(extent: Extent, most: u32, bad_value: FrameError) -> Result<Extent, FrameError> {
+    if extent.length <= most { Ok(extent) } else { Err(bad_value) }
 }
 
 fn hash_extent(extent: Extent, bad_value: FrameError) -> Result<Extent, FrameError> {
@@ -258,7 +296,7 @@ fn history(body: &[u8]) -> Option<(Generation, Generation)> {
 }
 
 /// A hello of a version that we cannot speak need not look like ours; its versions can be read all the same.
-fn hello(body: &[u8], bad_value: FrameError) -> Result<super::Hello, FrameError> {
+fn hello(body: &[u8], bad_value: FrameError) -> Result<LinkHello, FrameError> {
     let (newest, oldest) = HelloRecord::versions(body).ok_or(bad_value)?;
     if newest < LinkVersion::OLDEST || oldest > LinkVersion::NEWEST {
         return Err(FrameError::Version { oldest, newest });

@@ -6,13 +6,13 @@
 //! | 2 | kind | see [`Kind`] |
 //! | 3 | flags | see `FLAG_*` |
 //! | 4..8 | length | bytes that follow the header |
-//! | 8..16 | sequence | |
-//! | 16..24 | offset | bytes on the disk; word number of a region map; generation of a copy's begin |
+//! | 8..16 | operation | its number, in requests and their answers |
+//! | 16..24 | offset | bytes on the disk; first word of a part of a region map |
 //! | 24..28 | argument | length of an extent that comes without data; else 0 |
 //! | 28..32 | checksum | CRC-32C of bytes 0..28 |
 //!
 //! All little-endian. What follows the header: data, or records of fixed size (acks 16 bytes, hashes 32, words of a region map 8,
-//! a pair of generations 16), or a hello or refusal.
+//! generations), or a hello or refusal.
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,7 +34,7 @@ pub struct FrameHeader {
     pub kind: u8,
     pub flags: u8,
     pub length: U32,
-    pub sequence: U64,
+    pub op: U64,
     pub offset: U64,
     pub argument: U32,
     pub checksum: U32,
@@ -47,7 +47,7 @@ impl FrameHeader {
             kind: kind.number(),
             flags: 0,
             length: 0.into(),
-            sequence: 0.into(),
+            op: 0.into(),
             offset: 0.into(),
             argument: 0.into(),
             checksum: 0.into(),
@@ -63,13 +63,13 @@ impl FrameHeader {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub struct AckRecord {
-    pub sequence: U64,
+    pub op: U64,
     /// 0 done, 1 failed, 2 not now.
     pub outcome: U32,
     pub zero: U32,
 }
 
-/// `current` and `bitmap_base`.
+/// `current`, and for a history `bitmap_base` (else 0).
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub struct HistoryRecord {
@@ -107,7 +107,6 @@ kinds! {
     Read = 20,
     Acks = 32,
     ReadData = 33,
-    Settled = 34,
     History = 35,
     CopyBegin = 48,
     HashRequest = 49,

@@ -1,11 +1,12 @@
 //! The first message in each direction, and whether the two sides can work together.
 
-use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
+use ev_core::ids::{DiskId, Generation, MemberId, PoolId, VmId};
+use ev_core::mirror::{Health, Hello, History, ReplicaInfo};
 use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::metadata::ReplicaHealth;
+use crate::metadata::{health_from_number, health_number};
 
 /// Versions of the link's protocol.
 ///
@@ -20,36 +21,24 @@ impl LinkVersion {
     pub const OLDEST: Self = Self(1);
 }
 
-/// What the sender does with the disk.
+/// Which disk a link is for, as this side knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkRole {
-    /// Serves the guest, decides what is copied where.
-    Coordinator,
-    /// Carries out what the coordinator sends.
-    Replica,
-}
-
-/// Who speaks, about which disk, and what its replica holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hello {
-    pub newest: LinkVersion,
-    pub oldest: LinkVersion,
+pub struct LinkIdentity {
     pub pool: PoolId,
     pub vm: VmId,
     pub disk: DiskId,
-    pub host: HostId,
-    /// Drawn anew whenever the replica is opened: what an earlier instance had not flushed may be gone.
-    pub instance: u64,
-    pub role: LinkRole,
-    /// Generation of the newest record that the sender has acted on.
-    pub generation: Generation,
     pub size_bytes: u64,
     pub region_bytes: u32,
-    pub health: ReplicaHealth,
-    /// Generation of the record under which the replica's data history began.
-    pub current: Generation,
-    /// The partner's `current` from which the out-of-sync map counts.
-    pub bitmap_base: Generation,
+}
+
+/// The first frame in each direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkHello {
+    pub newest: LinkVersion,
+    pub oldest: LinkVersion,
+    pub identity: LinkIdentity,
+    /// What the engine says.
+    pub hello: Hello,
 }
 
 /// Why two sides cannot work together. `ours` is the refusing side.
@@ -77,38 +66,39 @@ pub enum Refusal {
         "the partner's replica uses regions of {theirs} bytes, this one of {ours}; recreate the metadata of one of them"
     )]
     OtherRegions { ours: u32, theirs: u32 },
-    #[error("the link leads back to the same host; check the addresses of the private links")]
-    SameHost,
-    #[error("both sides have the role {0:?} for the disk; wait until both have acted on the newest record")]
-    SameRole(LinkRole),
     #[error("the partner closed for a reason that this version does not know (number {0}); upgrade this host")]
     Unknown(u16),
 }
 
-impl Hello {
-    /// The version to speak, if both can work together. `self` is ours.
-    pub fn check(&self, theirs: &Self) -> Result<LinkVersion, Refusal> {
-        let version = self.newest.min(theirs.newest);
-        if version < self.oldest || version < theirs.oldest {
+impl LinkHello {
+    /// With this program's versions.
+    #[must_use]
+    pub fn new(identity: LinkIdentity, hello: Hello) -> Self {
+        Self { newest: LinkVersion::NEWEST, oldest: LinkVersion::OLDEST, identity, hello }
+    }
+}
+
+impl LinkIdentity {
+    /// The version to speak with the sender of `theirs`, if both can work together.
+    pub fn check(&self, theirs: &LinkHello) -> Result<LinkVersion, Refusal> {
+        let version = LinkVersion::NEWEST.min(theirs.newest);
+        if version < LinkVersion::OLDEST || version < theirs.oldest {
             return Err(Refusal::Version {
-                ours_oldest: self.oldest,
-                ours_newest: self.newest,
+                ours_oldest: LinkVersion::OLDEST,
+                ours_newest: LinkVersion::NEWEST,
                 theirs_oldest: theirs.oldest,
                 theirs_newest: theirs.newest,
             });
         }
+        let theirs = theirs.identity;
         if self.pool != theirs.pool {
             Err(Refusal::OtherPool)
         } else if self.vm != theirs.vm || self.disk != theirs.disk {
             Err(Refusal::OtherDisk { ours: self.disk, theirs: theirs.disk })
-        } else if self.host == theirs.host {
-            Err(Refusal::SameHost)
         } else if self.size_bytes != theirs.size_bytes {
             Err(Refusal::OtherSize { ours: self.size_bytes, theirs: theirs.size_bytes })
         } else if self.region_bytes != theirs.region_bytes {
             Err(Refusal::OtherRegions { ours: self.region_bytes, theirs: theirs.region_bytes })
-        } else if self.role == theirs.role {
-            Err(Refusal::SameRole(self.role))
         } else {
             Ok(version)
         }
@@ -126,18 +116,17 @@ pub(super) struct HelloRecord {
     vm: [u8; 16],
     disk: [u8; 16],
     host: U64,
+    instance: U64,
     generation: U64,
     size_bytes: U64,
     current: U64,
     bitmap_base: U64,
-    /// 1 coordinator, 2 replica.
-    role: U32,
     /// As in the superblock.
     health: U32,
-    instance: U64,
+    zero: U32,
 }
 
-/// Body of a refusal; `a` to `d` are what the reason's text needs.
+/// Body of a refusal, with what the reason's text needs.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(super) struct RefusalRecord {
@@ -147,45 +136,52 @@ pub(super) struct RefusalRecord {
     theirs: [u8; 16],
 }
 
-impl From<&Hello> for HelloRecord {
-    fn from(hello: &Hello) -> Self {
+impl From<&LinkHello> for HelloRecord {
+    fn from(from: &LinkHello) -> Self {
+        let LinkHello { newest, oldest, identity, hello } = from;
         Self {
-            newest: hello.newest.0.into(),
-            oldest: hello.oldest.0.into(),
-            region_bytes: hello.region_bytes.into(),
-            pool: hello.pool.0.into_bytes(),
-            vm: hello.vm.0.into_bytes(),
-            disk: hello.disk.0.into_bytes(),
+            newest: newest.0.into(),
+            oldest: oldest.0.into(),
+            region_bytes: identity.region_bytes.into(),
+            pool: identity.pool.0.into_bytes(),
+            vm: identity.vm.0.into_bytes(),
+            disk: identity.disk.0.into_bytes(),
             host: hello.host.0.into(),
-            generation: hello.generation.0.into(),
-            size_bytes: hello.size_bytes.into(),
-            current: hello.current.0.into(),
-            bitmap_base: hello.bitmap_base.0.into(),
-            role: role_number(hello.role).into(),
-            health: hello.health.number().into(),
             instance: hello.instance.into(),
+            generation: hello.generation.0.into(),
+            size_bytes: identity.size_bytes.into(),
+            current: hello.replica.history.current.0.into(),
+            bitmap_base: hello.replica.history.bitmap_base.0.into(),
+            health: health_number(hello.replica.health).into(),
+            zero: 0.into(),
         }
     }
 }
 
 impl HelloRecord {
-    /// `None`: a role or health that this version does not know.
-    pub(super) fn decode(&self) -> Option<Hello> {
-        Some(Hello {
-            newest: LinkVersion(self.newest.get()),
-            oldest: LinkVersion(self.oldest.get()),
-            pool: PoolId(Uuid::from_bytes(self.pool)),
-            vm: VmId(Uuid::from_bytes(self.vm)),
-            disk: DiskId(Uuid::from_bytes(self.disk)),
-            host: MemberId(self.host.get()),
-            instance: self.instance.get(),
-            role: role_from_number(self.role.get())?,
-            generation: Generation(self.generation.get()),
-            size_bytes: self.size_bytes.get(),
-            region_bytes: self.region_bytes.get(),
-            health: ReplicaHealth::from_number(self.health.get())?,
+    /// `None`: a health that this version does not know.
+    pub(super) fn decode(&self) -> Option<LinkHello> {
+        let health: Health = health_from_number(self.health.get())?;
+        let history = History {
             current: Generation(self.current.get()),
             bitmap_base: Generation(self.bitmap_base.get()),
+        };
+        Some(LinkHello {
+            newest: LinkVersion(self.newest.get()),
+            oldest: LinkVersion(self.oldest.get()),
+            identity: LinkIdentity {
+                pool: PoolId(Uuid::from_bytes(self.pool)),
+                vm: VmId(Uuid::from_bytes(self.vm)),
+                disk: DiskId(Uuid::from_bytes(self.disk)),
+                size_bytes: self.size_bytes.get(),
+                region_bytes: self.region_bytes.get(),
+            },
+            hello: Hello {
+                host: MemberId(self.host.get()),
+                instance: self.instance.get(),
+                generation: Generation(self.generation.get()),
+                replica: ReplicaInfo { health, history },
+            },
         })
     }
 
@@ -194,21 +190,6 @@ impl HelloRecord {
         let (newest, rest) = U16::read_from_prefix(bytes).ok()?;
         let (oldest, _) = U16::read_from_prefix(rest).ok()?;
         Some((LinkVersion(newest.get()), LinkVersion(oldest.get())))
-    }
-}
-
-fn role_number(role: LinkRole) -> u32 {
-    match role {
-        LinkRole::Coordinator => 1,
-        LinkRole::Replica => 2,
-    }
-}
-
-fn role_from_number(number: u32) -> Option<LinkRole> {
-    match number {
-        1 => Some(LinkRole::Coordinator),
-        2 => Some(LinkRole::Replica),
-        _ => None,
     }
 }
 
@@ -230,8 +211,6 @@ impl From<&Refusal> for RefusalRecord {
             Refusal::OtherDisk { ours, theirs } => (3, ours.0.into_bytes(), theirs.0.into_bytes()),
             Refusal::OtherSize { ours, theirs } => (4, wide(ours), wide(theirs)),
             Refusal::OtherRegions { ours, theirs } => (5, wide(ours.into()), wide(theirs.into())),
-            Refusal::SameHost => (6, [0; 16], [0; 16]),
-            Refusal::SameRole(role) => (7, wide(role_number(role).into()), [0; 16]),
             Refusal::Unknown(reason) => (reason, [0; 16], [0; 16]),
         };
         Self { reason: reason.into(), zero: [0; 6], ours, theirs }
@@ -263,10 +242,6 @@ impl RefusalRecord {
                 .zip(narrow(self.ours))
                 .and_then(|(ours, theirs)| u32::try_from(ours).ok().zip(u32::try_from(theirs).ok()))
                 .map(|(ours, theirs)| Refusal::OtherRegions { ours, theirs }),
-            6 => Some(Refusal::SameHost),
-            7 => narrow(self.ours)
-                .and_then(|number| role_from_number(u32::try_from(number).ok()?))
-                .map(Refusal::SameRole),
             _ => None,
         };
         known.unwrap_or(Refusal::Unknown(reason))
