@@ -35,10 +35,10 @@ pub struct Answer {
     pub response: PeerResponse,
 }
 
-/// Remembers who was the master.
+/// Remembers where the master answered. A member can be listed with several addresses.
 #[derive(Debug, Default)]
 pub struct Finder {
-    master: Option<MemberId>,
+    master: Option<(usize, MemberId)>,
 }
 
 impl Finder {
@@ -54,10 +54,11 @@ impl Finder {
     ) -> Option<Answer> {
         let deadline = TokioInstant::now() + limit;
         loop {
-            let first = self.master.filter(|master| members.iter().any(|(id, _)| id == master));
+            // The list may be another one than last time: then the place does not count.
+            let first = self.master.filter(|(place, id)| members.get(*place).is_some_and(|(listed, _)| listed == id));
             let round_end = deadline.min(TokioInstant::now() + CALL_TIMEOUT);
-            if let Some(answer) = round(members, first, request, round_end).await {
-                self.master = Some(answer.master);
+            if let Some((place, answer)) = round(members, first.map(|(place, _)| place), request, round_end).await {
+                self.master = Some((place, answer.master));
                 return Some(answer);
             }
             self.master = None;
@@ -70,48 +71,50 @@ impl Finder {
     }
 }
 
-/// Asks `first`, and after a moment (or at once when it is no use) all others; follows what non-masters say.
+/// Asks `first`, and after a moment (or at once when it is no use) all others; follows what non-masters say. Answers
+/// with the master's place in the list too.
 async fn round<M: Member>(
     members: &[(MemberId, M)],
-    first: Option<MemberId>,
+    first: Option<usize>,
     request: &PeerRequest,
     end: TokioInstant,
-) -> Option<Answer> {
+) -> Option<(usize, Answer)> {
     let mut asked = BTreeSet::new();
     let mut waiting = FuturesUnordered::new();
-    let ask = |id: MemberId, member| async move {
+    let ask = |place: usize| async move {
+        let (master, member) = &members[place];
         let asked_at = clock::now();
-        let response = M::ask(member, request, CALL_TIMEOUT).await;
-        (id, asked_at, response)
+        let response = member.ask(request, CALL_TIMEOUT).await;
+        (place, *master, asked_at, response)
     };
     let mut hedge = Some(TokioInstant::now());
-    if let Some((id, member)) = members.iter().find(|(id, _)| Some(*id) == first) {
-        asked.insert(*id);
-        waiting.push(ask(*id, member));
+    if let Some(place) = first {
+        asked.insert(place);
+        waiting.push(ask(place));
         hedge = Some(TokioInstant::now() + HEDGE_AFTER);
     }
     loop {
         tokio::select! {
             biased;
-            Some((id, asked_at, response)) = waiting.next() => match response {
-                Some(PeerResponse::NotMaster { master }) => {
+            Some((place, master, asked_at, response)) = waiting.next() => match response {
+                Some(PeerResponse::NotMaster { master: named }) => {
                     hedge = hedge.map(|_| TokioInstant::now());
                     // Whoever knows better may name a member that answered "not me" a moment ago: it is not asked
                     // twice in one round, the next round comes soon.
-                    if let Some((id, member)) = members.iter().find(|(id, _)| Some(*id) == master)
-                        && asked.insert(*id)
-                    {
-                        waiting.push(ask(*id, member));
+                    for (place, (id, _)) in members.iter().enumerate() {
+                        if Some(*id) == named && asked.insert(place) {
+                            waiting.push(ask(place));
+                        }
                     }
                 }
                 None | Some(PeerResponse::Failed(_)) => hedge = hedge.map(|_| TokioInstant::now()),
-                Some(response) => return Some(Answer { asked_at, master: id, response }),
+                Some(response) => return Some((place, Answer { asked_at, master, response })),
             },
             () = sleep_until(hedge.unwrap_or(end)), if hedge.is_some() => {
                 hedge = None;
-                for (id, member) in members {
-                    if asked.insert(*id) {
-                        waiting.push(ask(*id, member));
+                for place in 0..members.len() {
+                    if asked.insert(place) {
+                        waiting.push(ask(place));
                     }
                 }
             }
@@ -188,7 +191,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_known_master_alone_is_asked() {
         let members = members(&[Does::Leads, Does::Follows(Some(1))]);
-        let mut finder = Finder { master: Some(MemberId(1)) };
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
         assert_eq!(ask(&mut finder, &members).await.0, Some(1));
         assert_eq!(*members[1].1.asked.borrow(), 0);
     }
@@ -196,26 +199,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_master_that_fell_silent_costs_the_hedge_and_no_more() {
         let members = members(&[Does::Silent, Does::Leads, Does::Follows(Some(2))]);
-        let mut finder = Finder { master: Some(MemberId(1)) };
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
         let (master, took) = ask(&mut finder, &members).await;
         assert_eq!(master, Some(2));
         assert!(took <= Duration::from_millis(150), "{took:?}");
-        assert_eq!(finder.master, Some(MemberId(2)));
+        assert_eq!(finder.master, Some((1, MemberId(2))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_deposed_master_names_the_new_one() {
         let members = members(&[Does::Follows(Some(3)), Does::Silent, Does::Leads]);
-        let mut finder = Finder { master: Some(MemberId(1)) };
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
         let (master, took) = ask(&mut finder, &members).await;
         assert_eq!(master, Some(3));
         assert!(took < Duration::from_millis(5), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_masters_second_address_is_tried_when_the_first_is_silent() {
+        let mut members = members(&[Does::Silent, Does::Leads]);
+        members[1].0 = MemberId(1);
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
+        let (master, took) = ask(&mut finder, &members).await;
+        assert_eq!(master, Some(1));
+        assert!(took <= Duration::from_millis(150), "{took:?}");
+        assert_eq!(ask(&mut finder, &members).await.1, Duration::ZERO, "and it is the one that is asked from then on");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_election_is_waited_for_by_asking_again() {
         let members = members(&[Does::Refuses, Does::Follows(Some(1)), Does::Follows(None)]);
-        let mut finder = Finder { master: Some(MemberId(1)) };
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
         let elected = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             members[1].1.does.set(Does::Leads);
