@@ -23,12 +23,12 @@ pub mod superblock;
 #[cfg(test)]
 mod tests;
 
+pub use ev_core::mirror::{Health, RegionMap};
 pub(crate) use file::sync_folder;
 pub use file::{CreateError, LoadedMaps, MetadataFile, OpenError, Slots, UpdateError};
-pub use ev_core::mirror::{Health, RegionMap};
 pub use map::{MapPage, MapPageError};
-pub(crate) use superblock::{health_from_number, health_number};
 pub use superblock::{KeptState, MetadataVersion, Superblock, SuperblockError, UndoMethod};
+pub(crate) use superblock::{health_from_number, health_number};
 
 /// Size of a page: what devices write as one, and the alignment of direct I/O.
 pub const PAGE_BYTES: usize = 4096;

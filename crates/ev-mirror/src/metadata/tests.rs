@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
+use ev_core::mirror::{History, ReplicaInfo};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -17,6 +18,10 @@ fn who() -> Who {
     (PoolId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)), DiskId(Uuid::from_u128(3 << 96)), MemberId(4))
 }
 
+fn info(health: Health, current: u64) -> ReplicaInfo {
+    ReplicaInfo { health, history: History { current: Generation(current), bitmap_base: Generation(6) } }
+}
+
 fn superblock() -> Superblock {
     let (pool, vm, disk, host) = who();
     Superblock {
@@ -27,9 +32,7 @@ fn superblock() -> Superblock {
         host,
         size_bytes: SIZE_BYTES,
         region_bytes: REGION_BYTES_DEFAULT,
-        health: ReplicaHealth::Good,
-        current: Generation(5),
-        bitmap_base: Generation(6),
+        info: info(Health::Good, 5),
         kept: None,
     }
 }
@@ -74,7 +77,7 @@ fn fixture_path() -> PathBuf {
 fn version_1_is_what_it_was() {
     let small = Superblock {
         size_bytes: 100 << 20,
-        health: ReplicaHealth::Copying,
+        info: info(Health::Copying, 5),
         kept: Some(KeptState { method: UndoMethod::File, current: Generation(3), kept_at_unix_s: 1_790_000_000 }),
         ..superblock()
     };
@@ -102,12 +105,12 @@ fn create_open_update_open() {
     let fixture = Fixture::created();
     let (mut file, slots) = fixture.open().unwrap();
     assert_eq!(slots, Slots::Equal);
-    let changed = Superblock { health: ReplicaHealth::Copying, current: Generation(9), ..*file.superblock() };
+    let changed = Superblock { info: info(Health::Copying, 9), ..*file.superblock() };
     file.update(changed).unwrap();
     assert_eq!(file.superblock().sequence, 2);
     drop(file);
     let (file, slots) = fixture.open().unwrap();
-    assert_eq!((file.superblock().current, slots), (Generation(9), Slots::Equal));
+    assert_eq!((file.superblock().info, slots), (info(Health::Copying, 9), Slots::Equal));
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn one_damaged_slot_is_survived_and_written_anew() {
         fixture.overwrite(slot * 4096 + 20, b"damage");
         let (file, slots) = fixture.open().unwrap();
         assert_eq!(slots, Slots::OneDamaged(SuperblockError::Checksum));
-        assert_eq!(file.superblock().current, Generation(5));
+        assert_eq!(file.superblock().info, info(Health::Good, 5));
         drop(file);
         assert_eq!(fixture.open().unwrap().1, Slots::Equal);
     }
@@ -152,11 +155,11 @@ fn a_damaged_slot_never_brings_back_an_older_state() {
     for slot in [0_u64, 1] {
         let fixture = Fixture::created();
         let (mut file, _) = fixture.open().unwrap();
-        let copying = Superblock { health: ReplicaHealth::Copying, ..*file.superblock() };
+        let copying = Superblock { info: info(Health::Copying, 5), ..*file.superblock() };
         file.update(copying).unwrap();
         drop(file);
         fixture.overwrite(slot * 4096, &[0; 4096]);
-        assert_eq!(fixture.open().unwrap().0.superblock().health, ReplicaHealth::Copying);
+        assert_eq!(fixture.open().unwrap().0.superblock().info.health, Health::Copying);
     }
 }
 
@@ -164,13 +167,13 @@ fn a_damaged_slot_never_brings_back_an_older_state() {
 fn a_crash_between_the_two_writes_of_an_update_leaves_the_newer_one() {
     let fixture = Fixture::created();
     let mut page = Page::ZERO;
-    Superblock { sequence: 2, current: Generation(8), ..superblock() }.encode(&mut page);
+    Superblock { sequence: 2, info: info(Health::Good, 8), ..superblock() }.encode(&mut page);
     fixture.overwrite(0, &page.0);
     let (file, slots) = fixture.open().unwrap();
-    assert_eq!((file.superblock().current, slots), (Generation(8), Slots::OneOlder));
+    assert_eq!((file.superblock().info, slots), (info(Health::Good, 8), Slots::OneOlder));
     drop(file);
     let (file, slots) = fixture.open().unwrap();
-    assert_eq!((file.superblock().current, slots), (Generation(8), Slots::Equal));
+    assert_eq!((file.superblock().info, slots), (info(Health::Good, 8), Slots::Equal));
 }
 
 #[test]

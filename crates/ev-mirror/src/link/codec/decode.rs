@@ -206,9 +206,7 @@ impl Decoder {
                 current: history(body).ok_or(bad_value)?.0,
             },
             Kind::HashRequest => Message::HashRequest { op, extent: hash_extent(extent()?, bad_value)? },
-            Kind::Hashes => {
-                Message::Hashes { op, hashes: records::<BlockHash>(body).to_vec() }
-            }
+            Kind::Hashes => Message::Hashes { op, hashes: records::<BlockHash>(body).to_vec() },
             Kind::CopyZeroes => {
                 let extent = shorter(extent()?, COPY_ZEROES_BYTES_MAX, bad_value)?;
                 let mut data = pool.take(usize::try_from(extent.length).map_err(|_| bad_value)?);
@@ -254,8 +252,7 @@ fn has(header: &FrameHeader, flag: u8) -> bool {
 }
 
 fn write(header: &FrameHeader, extent: Extent, kind: WriteKind) -> Write {
-    let durability =
-        if has(header, frame::FLAG_DURABLE) { Durability::BeforeReply } else { Durability::AtFlush };
+    let durability = if has(header, frame::FLAG_DURABLE) { Durability::BeforeReply } else { Durability::AtFlush };
     Write { extent, kind, durability }
 }
 

@@ -162,10 +162,8 @@ impl HelloRecord {
     /// `None`: a health that this version does not know.
     pub(super) fn decode(&self) -> Option<LinkHello> {
         let health: Health = health_from_number(self.health.get())?;
-        let history = History {
-            current: Generation(self.current.get()),
-            bitmap_base: Generation(self.bitmap_base.get()),
-        };
+        let history =
+            History { current: Generation(self.current.get()), bitmap_base: Generation(self.bitmap_base.get()) };
         Some(LinkHello {
             newest: LinkVersion(self.newest.get()),
             oldest: LinkVersion(self.oldest.get()),
