@@ -19,6 +19,7 @@
 
 mod file;
 pub mod map;
+mod store;
 pub mod superblock;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use ev_core::mirror::{Health, RegionMap};
 pub(crate) use file::sync_folder;
 pub use file::{CreateError, LoadedMaps, MetadataFile, OpenError, Slots, UpdateError};
 pub use map::{MapPage, MapPageError};
+pub use store::{MapStore, PageWrite};
 pub use superblock::{KeptState, MetadataVersion, Superblock, SuperblockError, UndoMethod};
 pub(crate) use superblock::{health_from_number, health_number};
 
@@ -130,6 +132,12 @@ impl Layout {
     #[must_use]
     pub fn page_of_region(self, region: u64) -> u64 {
         region / map::REGIONS_PER_PAGE
+    }
+
+    /// The page that holds word `word` of a map.
+    #[must_use]
+    pub fn page_of_word(self, word: usize) -> u64 {
+        u64::try_from(word / map::WORDS_PER_PAGE).expect("bounded by REGIONS_MAX")
     }
 
     /// Which words of a map stand in page `index`.

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
-use ev_core::mirror::{History, ReplicaInfo};
+use ev_core::mirror::{History, MapWord, ReplicaInfo};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -232,6 +232,34 @@ fn bad_map_pages_count_as_all_set() {
     assert!(maps.write_intent[508..].iter().all(|&word| word == u64::MAX));
     assert!(maps.out_of_sync[..508].iter().all(|&word| word == u64::MAX));
     assert_eq!(maps.out_of_sync[508..], words[508..]);
+}
+
+#[test]
+fn a_commit_writes_each_changed_page_once() {
+    let fixture = Fixture::created();
+    let layout = superblock().layout().unwrap();
+    let word = |map, word, bits| MapWord { map, word, bits };
+    let words = [
+        word(RegionMap::WriteIntent, 3, 7),
+        word(RegionMap::WriteIntent, 507, 9),
+        word(RegionMap::WriteIntent, 508, 8),
+        word(RegionMap::OutOfSync, 639, 1),
+    ];
+    {
+        let (file, _) = fixture.open().unwrap();
+        let mut store = MapStore::new(who().2, layout, file.load_maps());
+        let pages = store.commit(&words);
+        let offsets: Vec<_> = pages.iter().map(|page| page.offset).collect();
+        assert_eq!(offsets, [2 * 4096, 3 * 4096, 5 * 4096]);
+        pages.iter().for_each(|write| file.file().write_all_at(&write.page.0, write.offset).unwrap());
+    }
+    let maps = fixture.open().unwrap().0.load_maps();
+    assert_eq!(maps.damaged_pages, 0);
+    for MapWord { map, word, bits } in words {
+        let found = if map == RegionMap::WriteIntent { &maps.write_intent } else { &maps.out_of_sync };
+        assert_eq!(found[word], bits);
+    }
+    assert_eq!(maps.write_intent.iter().filter(|&&word| word != 0).count(), 3);
 }
 
 #[test]
