@@ -24,7 +24,7 @@ mod tests;
 #[cfg(test)]
 mod tests_wishes;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::authority::{Authority, AuthorityChange, Power};
@@ -184,8 +184,8 @@ pub struct Keeper {
     /// The durable marker: the newest `since` under which a guest was started here.
     started: Generation,
     guest: Guest,
-    /// What the disks wish for, and the record does not say yet.
-    wishes: BTreeSet<Wish>,
+    /// What the disks wish for, and the newest record known when they said so.
+    wishes: BTreeMap<Wish, Generation>,
     proposal: Option<(Generation, Instant)>,
     roles_set: Option<(Generation, Role)>,
     gate_set: Gate,
@@ -214,7 +214,7 @@ impl Keeper {
             without_lease_since: None,
             started,
             guest: Guest::Absent,
-            wishes: BTreeSet::new(),
+            wishes: BTreeMap::new(),
             proposal: None,
             roles_set: None,
             gate_set: Gate::Closed,
@@ -288,11 +288,11 @@ impl Keeper {
             }
             Event::ReplicaLost { disk, host } => {
                 self.wishes.remove(&Wish::Good(disk, host));
-                self.wishes.insert(Wish::Lost(disk, host));
+                self.wishes.insert(Wish::Lost(disk, host), self.vm.authority.generation);
             }
             Event::ReplicaGood { disk, host } => {
                 self.wishes.remove(&Wish::Lost(disk, host));
-                self.wishes.insert(Wish::Good(disk, host));
+                self.wishes.insert(Wish::Good(disk, host), self.vm.authority.generation);
             }
             Event::ProposalAnswered { record } => {
                 self.proposal = None;
@@ -319,7 +319,7 @@ impl Keeper {
     /// "This replica is good" was said under an older record and may no longer hold under a newer one (the partner can
     /// have been lost in between): its disk says it again if it does. A wish to lose a replica does no harm late.
     fn forget_good_wishes(&mut self) {
-        self.wishes.retain(|wish| matches!(wish, Wish::Lost(..)));
+        self.wishes.retain(|wish, _| matches!(wish, Wish::Lost(..)));
     }
 
     fn on_started(&mut self) {

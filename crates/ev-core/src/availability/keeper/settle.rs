@@ -134,8 +134,12 @@ impl Keeper {
     fn settle_wishes(&mut self, now: Instant, out: &mut Vec<Action>) {
         let record = &self.vm.authority;
         let hosts = &self.vm.hosts;
-        self.wishes.retain(|wish| match wish {
-            Wish::Lost(disk, host) => record.good.get(disk).is_some_and(|good| good.contains(host)),
+        // A loss under this very record is asked for even if the record does not call the replica good: a proposal that
+        // it does may be under way, and only a newer record tells the disk that it came to nothing.
+        self.wishes.retain(|wish, made| match wish {
+            Wish::Lost(disk, host) => {
+                *made == record.generation || record.good.get(disk).is_some_and(|good| good.contains(host))
+            }
             Wish::Good(disk, host) => {
                 hosts.contains(host) && record.good.get(disk).is_some_and(|good| !good.contains(host))
             }
@@ -146,7 +150,7 @@ impl Keeper {
         if self.proposal.is_some_and(|(seen, at)| seen == record.generation && now.since(at) < PROPOSAL_TIMEOUT) {
             return;
         }
-        let Some(wish) = self.wishes.first() else { return };
+        let Some((wish, _)) = self.wishes.first_key_value() else { return };
         let change = match *wish {
             Wish::Lost(disk, host) => AuthorityChange::ReplicaLost { disk, host },
             Wish::Good(disk, host) => AuthorityChange::ReplicaGood { disk, host },

@@ -88,3 +88,18 @@ fn a_loss_is_asked_for_under_whatever_record_still_counts_on_the_replica() {
     let answered = Event::ProposalAnswered { record: Some(record) };
     assert_eq!(proposals(&mut keeper, 2, answered), [(Generation(6), lost(second))]);
 }
+
+#[test]
+fn a_loss_is_asked_for_while_a_proposal_to_call_it_good_may_still_be_committed() {
+    let mut keeper = keeper(&[HERE]);
+    let [disk, _] = DISKS;
+    let good = AuthorityChange::ReplicaGood { disk, host: THERE };
+    assert_eq!(proposals(&mut keeper, 0, Event::ReplicaGood { disk, host: THERE }), [(Generation(5), good)]);
+    let lost = AuthorityChange::ReplicaLost { disk, host: THERE };
+    assert_eq!(proposals(&mut keeper, 1, Event::ReplicaLost { disk, host: THERE }), []);
+    // Nobody answered; the disk holds its acknowledgements until a record says how it is.
+    assert_eq!(proposals(&mut keeper, 2_000, Event::ProposalAnswered { record: None }), [(Generation(5), lost)]);
+    let settled = Event::Vm(Box::new(vm(6, &[HERE])));
+    assert_eq!(proposals(&mut keeper, 2_001, settled), []);
+    assert_eq!(proposals(&mut keeper, 9_000, Event::Tick), []);
+}
