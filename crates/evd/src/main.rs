@@ -45,9 +45,13 @@ const THREADS: usize = 2;
 /// Scheduling priority (lower is more urgent), so that busy guests do not make a host look dead.
 const NICENESS: i32 = -10;
 
+/// What is logged where `RUST_LOG` says nothing.
+const LOGGED: &str = "info,openraft=warn";
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    die_of_panics();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::warn!(%error, "cannot raise the daemon's priority; busy guests may delay heartbeats");
@@ -55,6 +59,16 @@ fn main() -> anyhow::Result<()> {
     let config = config::Config::load(&arguments.config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     runtime.block_on(run(config))
+}
+
+/// A part of the daemon that broke an own assumption must not leave the rest half alive: the process ends, and is
+/// started anew by its supervisor. VMs run on meanwhile.
+fn die_of_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 async fn run(config: config::Config) -> anyhow::Result<()> {

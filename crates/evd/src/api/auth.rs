@@ -2,6 +2,7 @@
 //! which host must answer: most questions are the pool master's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -15,6 +16,7 @@ use ev_core::pool::{MemberKind, PoolState};
 use super::answer::Refusal;
 use crate::app::App;
 use crate::http::Door;
+use crate::member::Member;
 use crate::proxy;
 
 /// Refuses everyone who is not root, a host of the pool, or an administrator.
@@ -75,6 +77,7 @@ pub async fn require_master(
         Ok(member) => member,
         Err(error) => return Refusal(error).into_response(),
     };
+    wait_for_master(&member).await;
     if member.is_master() {
         return next.run(request).await;
     }
@@ -94,6 +97,15 @@ pub async fn require_master(
             Refusal(error).into_response()
         }
     }
+}
+
+/// How long a request waits for an election that is under way.
+const MASTER_WAIT: Duration = Duration::from_secs(3);
+
+/// Rides out an election, so that users do not see it.
+async fn wait_for_master(member: &Member) {
+    let mut leadership = member.node.leadership();
+    let _ = tokio::time::timeout(MASTER_WAIT, leadership.wait_for(|leadership| leadership.master.is_some())).await;
 }
 
 /// Through the local socket only: what is about this very host.
