@@ -12,13 +12,19 @@ const VERSION: u32 = 1;
 /// Why the configuration could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration {path}: {source}. evd writes it; start this program through evd, or give --config the file in the VM's state folder")]
+    #[error(
+        "cannot read the configuration {path}: {source}. evd writes it; start this program through evd, or give --config the file in the VM's state folder"
+    )]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("the configuration {path} has {bytes} bytes, more than the {CONFIG_BYTES_MAX} that are read. Restart evd, which writes it anew")]
+    #[error(
+        "the configuration {path} has {bytes} bytes, more than the {CONFIG_BYTES_MAX} that are read. Restart evd, which writes it anew"
+    )]
     TooLong { path: PathBuf, bytes: u64 },
     #[error("the configuration {path} is not understood: {source}. Restart evd, which writes it anew")]
     Syntax { path: PathBuf, source: serde_json::Error },
-    #[error("the configuration {path} has version {found}; this program knows versions up to {VERSION}. Upgrade ev-am on this host")]
+    #[error(
+        "the configuration {path} has version {found}; this program knows versions up to {VERSION}. Upgrade ev-am on this host"
+    )]
     Version { path: PathBuf, found: u32 },
     #[error("the configuration {path} is wrong: {fault}. Restart evd, which writes it anew")]
     Fault { path: PathBuf, fault: Fault },
@@ -61,11 +67,13 @@ fn parse(path: &Path, text: &[u8]) -> Result<AmConfig, ConfigError> {
     struct Version {
         version: u32,
     }
-    let version: Version = serde_json::from_slice(text).map_err(|source| ConfigError::Syntax { path: path(), source })?;
+    let version: Version =
+        serde_json::from_slice(text).map_err(|source| ConfigError::Syntax { path: path(), source })?;
     if version.version == 0 || version.version > VERSION {
         return Err(ConfigError::Version { path: path(), found: version.version });
     }
-    let config: AmConfig = serde_json::from_slice(text).map_err(|source| ConfigError::Syntax { path: path(), source })?;
+    let config: AmConfig =
+        serde_json::from_slice(text).map_err(|source| ConfigError::Syntax { path: path(), source })?;
     check(&config).map_err(|fault| ConfigError::Fault { path: path(), fault })?;
     Ok(config)
 }

@@ -40,7 +40,10 @@ struct Slot {
 enum State {
     Open(Arc<Disk>),
     /// It can't be used; why, in words.
-    Broken { fault: Fault, why: String },
+    Broken {
+        fault: Fault,
+        why: String,
+    },
 }
 
 /// What is wrong with a disk that can't be used.

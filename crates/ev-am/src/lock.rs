@@ -21,7 +21,9 @@ pub struct PidLock {
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    #[error("another ev-am (process {pid}) already runs this VM on this host and holds {path}. Nothing to do; end that one first if it is stuck")]
+    #[error(
+        "another ev-am (process {pid}) already runs this VM on this host and holds {path}. Nothing to do; end that one first if it is stuck"
+    )]
     Held { path: PathBuf, pid: String },
     #[error("cannot write the pid file {path}: {source}. Check that the run folder exists and is writable")]
     Io { path: PathBuf, source: io::Error },
@@ -31,8 +33,7 @@ pub enum LockError {
 /// process lock a new file of the same name.
 pub fn take(path: &Path) -> Result<PidLock, LockError> {
     let io = |source| LockError::Io { path: path.to_owned(), source };
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
     let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
     for _ in 0..ATTEMPTS {
         if locked != Err(rustix::io::Errno::WOULDBLOCK) {

@@ -1,7 +1,6 @@
 //! `ev-am`: the Availability Manager, the process of one VM on one host.
 
 mod am;
-mod clock;
 mod config;
 mod disks;
 mod durable;

@@ -41,11 +41,15 @@ pub struct End {
 pub enum MarkerError {
     #[error("cannot read the marker {path}: {source}. Check the disk that holds the state folder")]
     Read { path: PathBuf, source: io::Error },
-    #[error("the marker {path} is damaged ({source}): it can't be told whether a guest was started here. It will count as started and lost")]
+    #[error(
+        "the marker {path} is damaged ({source}): it can't be told whether a guest was started here. It will count as started and lost"
+    )]
     Damaged { path: PathBuf, source: serde_json::Error },
     #[error("the marker {path} has version {found}, this program knows {VERSION}. Upgrade ev-am on this host")]
     Version { path: PathBuf, found: u32 },
-    #[error("cannot write the marker {path}: {source}. The guest is not started; check the disk that holds the state folder")]
+    #[error(
+        "cannot write the marker {path}: {source}. The guest is not started; check the disk that holds the state folder"
+    )]
     Write { path: PathBuf, source: io::Error },
 }
 

@@ -36,7 +36,8 @@ async fn a_killed_am_is_replaced_and_the_guest_goes_on() {
     host.kill_am();
     host.start_am();
     until("the new AM to take it up", || host.log().contains("taking up the guest")).await;
-    until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok()).await;
+    until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok())
+        .await;
     let report = host.status().await;
     assert!(running(&report.guest) && report.accelerator.is_some(), "{report:?}");
     let log = host.log();
@@ -163,9 +164,7 @@ async fn a_start_that_fails_is_reported_with_its_reason() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"nobody\"", "\"no-such-user\"")).unwrap();
     host.start_am();
-    let failed = |guest: &GuestState| {
-        matches!(guest, GuestState::Ended { cause: EndCause::StartFailed(why), .. } if why.contains("no-such-user"))
-    };
+    let failed = |guest: &GuestState| matches!(guest, GuestState::Ended { cause: EndCause::StartFailed(why), .. } if why.contains("no-such-user"));
     until_guest(&pool, ONE, "the failure", failed).await;
 }
 

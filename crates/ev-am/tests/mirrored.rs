@@ -162,7 +162,8 @@ async fn one_cut_path_is_not_noticed_by_the_guest() {
     pair.to_two[0].heal();
     pair.to_two[1].cut();
     serial.ask("w", "c").await;
-    let lost = pair.pool.history()[before..].iter().any(|(change, _)| matches!(change, AuthorityChange::ReplicaLost { .. }));
+    let lost =
+        pair.pool.history()[before..].iter().any(|(change, _)| matches!(change, AuthorityChange::ReplicaLost { .. }));
     assert!(!lost, "the other path was taken in time");
 }
 

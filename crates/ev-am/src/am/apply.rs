@@ -74,14 +74,20 @@ impl Am {
     }
 
     pub(super) fn set_roles(&mut self, role: Role) {
-        let vm = self.keeper.vm().clone();
+        let vm = self.keeper.vm();
         tracing::info!(generation = %vm.authority.generation, ?role, power = ?vm.authority.power, "acting on a record");
+        self.act_on_disks();
+        self.role = Some(role);
+        self.set_links(role);
+    }
+
+    /// Brings the disks in line with the newest record, and makes what is missing as far as that allows.
+    pub(super) fn act_on_disks(&mut self) {
+        let vm = self.keeper.vm().clone();
         for change in self.disks.act(&vm) {
             let sent = self.master.propose(self.config.vm_id, vm.authority.generation, change.clone());
             tracing::warn!(?change, sent, "a replica on this host is lost; asking for a record without it");
         }
-        self.role = Some(role);
-        self.set_links(role);
     }
 
     /// The active side dials, the other one accepts; without a partner there are no links.

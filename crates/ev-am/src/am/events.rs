@@ -8,7 +8,7 @@ use ev_vm::{Exit, ShutdownReason};
 use ev_wire::am::{AmAnswer, AmCall};
 use ev_wire::peer::{Directive, ProposeRefusal};
 
-use super::{Am, Event, Stay, TICKS_PER_LOOK};
+use super::{Am, Event, Stay, TICKS_PER_DISK_REPAIR, TICKS_PER_LOOK};
 use crate::guest::GuestNotice;
 use crate::links::LinkNotice;
 use crate::local::LocalCall;
@@ -202,6 +202,9 @@ impl Am {
         if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             self.look_at_nics().await;
         }
+        if self.ticks.is_multiple_of(TICKS_PER_DISK_REPAIR) && self.disks.all_open().is_none() {
+            self.act_on_disks();
+        }
         self.step(KeeperEvent::Tick).await
     }
 
@@ -247,7 +250,10 @@ impl Am {
                 Ok(Ok(clean)) => clean,
                 Ok(Err(_)) => false,
                 Err(_) => {
-                    tracing::warn!(limit_s = limit.as_secs(), "flushing the disks takes too long; the end is not clean");
+                    tracing::warn!(
+                        limit_s = limit.as_secs(),
+                        "flushing the disks takes too long; the end is not clean"
+                    );
                     false
                 }
             };

@@ -19,6 +19,7 @@ use ev_core::availability::keeper::{self, Keeper};
 use ev_core::ids::Generation;
 use ev_core::report::EndCause;
 use ev_core::vm::Vm;
+use ev_mirror::gate::boot_time;
 use ev_mirror::{DiskEvent, Gate};
 use ev_vm::Qemu;
 use ev_wire::am::AmConfig;
@@ -41,6 +42,8 @@ pub use setup::run;
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at the NICs.
 const TICKS_PER_LOOK: u32 = 10;
+/// Ticks between two attempts to get a disk that can't be used into service.
+const TICKS_PER_DISK_REPAIR: u32 = 50;
 
 /// What happened.
 enum Event {
@@ -50,7 +53,11 @@ enum Event {
     Disk(DiskEvent),
     Local(LocalCall),
     /// After the guest's end: the disks were flushed, or not.
-    Flushed { since: Generation, cause: EndCause, clean: bool },
+    Flushed {
+        since: Generation,
+        cause: EndCause,
+        clean: bool,
+    },
     Tick,
     /// SIGTERM or SIGINT.
     Terminate,
@@ -130,7 +137,7 @@ impl Am {
     async fn step(&mut self, event: keeper::Event) -> Stay {
         let before = self.keeper.guest_state();
         let mut actions = Vec::new();
-        self.keeper.step(crate::clock::now(), event, &mut actions);
+        self.keeper.step(boot_time(), event, &mut actions);
         let stay = self.apply(actions).await;
         self.publish();
         if self.keeper.guest_state() != before {

@@ -9,6 +9,7 @@ use anyhow::Context;
 use ev_core::availability::keeper::{self, Keeper};
 use ev_core::ids::Generation;
 use ev_core::report::GuestState;
+use ev_mirror::gate::boot_time;
 use ev_mirror::{DiskEvent, Gate};
 use ev_vm::{Guest, Qemu};
 use ev_wire::am::AmConfig;
@@ -173,7 +174,7 @@ impl Am {
             guest.accelerator = accelerator;
         }
         let paused = if running { keeper::Paused::No } else { keeper::Paused::Yes };
-        let (now, mut actions) = (crate::clock::now(), Vec::new());
+        let (now, mut actions) = (boot_time(), Vec::new());
         if let Ok(Some(MasterNotice::Directive { asked_at, directive })) =
             timeout(FIRST_LEASE_WAIT, self.inbox.master.recv()).await
         {

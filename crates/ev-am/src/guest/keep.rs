@@ -69,12 +69,7 @@ pub async fn start(
     }
 }
 
-pub async fn attached(
-    since: Generation,
-    guest: Guest,
-    orders: mpsc::Receiver<Order>,
-    notices: mpsc::Sender<Notice>,
-) {
+pub async fn attached(since: Generation, guest: Guest, orders: mpsc::Receiver<Order>, notices: mpsc::Sender<Notice>) {
     // A QEMU that does not answer at once, or stands still, is to be told to go on: that does a running one no harm.
     let status = async { guest.qmp().await?.status().await };
     let running = match tokio::time::timeout(STATUS_WAIT, status).await {

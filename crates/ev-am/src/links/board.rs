@@ -30,10 +30,18 @@ pub enum LinkEvent {
     PathUp(usize),
     /// The partner was silent on this path for too long.
     PathDown(usize),
-    Connected { disk: DiskId, path: usize },
-    Refused { disk: DiskId, path: usize },
+    Connected {
+        disk: DiskId,
+        path: usize,
+    },
+    Refused {
+        disk: DiskId,
+        path: usize,
+    },
     /// The disk's stream ended or was given up by the disk.
-    StreamDown { disk: DiskId },
+    StreamDown {
+        disk: DiskId,
+    },
     /// Time has passed.
     Tick,
 }

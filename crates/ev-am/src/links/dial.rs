@@ -57,12 +57,7 @@ pub enum DialError {
 }
 
 /// Connects to the partner's AM at `address` and asks for what `hello` says.
-pub async fn dial(
-    tls: &Tls,
-    address: SocketAddr,
-    partner: HostId,
-    hello: LinkHello,
-) -> Result<Stream, DialError> {
+pub async fn dial(tls: &Tls, address: SocketAddr, partner: HostId, hello: LinkHello) -> Result<Stream, DialError> {
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
@@ -81,11 +76,7 @@ pub async fn dial(
 }
 
 /// Takes an incoming connection as far as the hello; the answer is up to the caller ([`reply`]).
-pub async fn accept(
-    tls: &Tls,
-    tcp: TcpStream,
-    partner: HostId,
-) -> Result<(Stream, LinkHello), DialError> {
+pub async fn accept(tls: &Tls, tcp: TcpStream, partner: HostId) -> Result<(Stream, LinkHello), DialError> {
     let accept = async {
         tcp.set_nodelay(true)?;
         let stream = TlsAcceptor::from(Arc::clone(&tls.server)).accept(tcp).await?;

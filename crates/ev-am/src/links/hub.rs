@@ -15,7 +15,7 @@ use super::board::{Board, LinkAction, LinkEvent};
 use super::dial::{self, Stream};
 use super::message::{Control, LinkHello, LinkReply, Purpose, Refusal};
 use super::{LinkNotice, LinksSpec, Order, QUEUE_MAX, Side, pulse};
-use crate::clock;
+use ev_mirror::gate::boot_time;
 
 /// How often the board is asked whether something is due.
 const TICK: Duration = Duration::from_millis(50);
@@ -31,15 +31,33 @@ const CONTROL_QUEUE_MAX: usize = 16;
 /// What the tasks of paths and handshakes tell the hub.
 enum Inner {
     /// A control link that this side dialled stands.
-    ControlUp { path: usize, outgoing: mpsc::Sender<Control> },
-    ControlDown { path: usize },
-    Dialled { disk: DiskId, path: usize, result: Result<Box<Stream>, dial::DialError> },
+    ControlUp {
+        path: usize,
+        outgoing: mpsc::Sender<Control>,
+    },
+    ControlDown {
+        path: usize,
+    },
+    Dialled {
+        disk: DiskId,
+        path: usize,
+        result: Result<Box<Stream>, dial::DialError>,
+    },
     /// The partner dialled and said what for; not answered yet.
-    Incoming { path: usize, stream: Box<Stream>, hello: LinkHello },
+    Incoming {
+        path: usize,
+        stream: Box<Stream>,
+        hello: LinkHello,
+    },
     /// A control link that the partner dialled ended.
-    IncomingControlDown { session: u64 },
+    IncomingControlDown {
+        session: u64,
+    },
     /// A disk's stream that the partner dialled was welcomed.
-    Welcomed { disk: DiskId, stream: Box<Stream> },
+    Welcomed {
+        disk: DiskId,
+        stream: Box<Stream>,
+    },
 }
 
 /// A handle by which a stream that was handed over can still be broken.
@@ -210,7 +228,7 @@ impl Hub {
             return;
         }
         let mut actions = Vec::new();
-        self.board.step(clock::now(), event, &mut actions);
+        self.board.step(boot_time(), event, &mut actions);
         for action in actions {
             match action {
                 LinkAction::Connect { disk, path } => {
@@ -298,8 +316,7 @@ impl Hub {
     /// The streams that came under this control session are as dead as it is; newer ones are not.
     fn incoming_control_down(&mut self, session: u64) {
         self.sessions.retain(|_, newest| *newest != session);
-        let dead: Vec<DiskId> =
-            self.cuts.iter().filter(|(_, (of, _))| *of == session).map(|(disk, _)| *disk).collect();
+        let dead: Vec<DiskId> = self.cuts.iter().filter(|(_, (of, _))| *of == session).map(|(disk, _)| *disk).collect();
         for disk in dead {
             if let Some((_, cut)) = self.cuts.remove(&disk) {
                 cut.cut();

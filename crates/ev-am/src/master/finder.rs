@@ -11,7 +11,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
-use crate::clock;
+use ev_mirror::gate::boot_time;
 
 /// How long the last known master is waited for before the other members are asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
@@ -83,7 +83,7 @@ async fn round<M: Member>(
     let mut waiting = FuturesUnordered::new();
     let ask = |place: usize| async move {
         let (master, member) = &members[place];
-        let asked_at = clock::now();
+        let asked_at = boot_time();
         let response = member.ask(request, CALL_TIMEOUT).await;
         (place, *master, asked_at, response)
     };

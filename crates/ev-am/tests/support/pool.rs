@@ -194,10 +194,7 @@ impl Inner {
         let network = Network { id: NetworkId(Uuid::from_u128(1)), name: "lan".into(), bridge: "lan".into() };
         let pool = PoolInfo { id: POOL, name: "test".into() };
         let first = Box::new(member(ONE));
-        assert_eq!(
-            self.apply(Command::PoolCreate { pool, first, network, admin_token: String::new() }),
-            Outcome::Done
-        );
+        assert_eq!(self.apply(Command::PoolCreate { pool, first, network, admin_token: String::new() }), Outcome::Done);
         for id in [TWO, MASTER] {
             assert_eq!(self.apply(Command::MemberAdd { member: Box::new(member(id)) }), Outcome::MemberAdded(id));
         }
