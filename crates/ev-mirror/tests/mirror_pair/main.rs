@@ -1,0 +1,153 @@
+//! Two disk threads with real files, a real link and a client: loss, return, delta copy, full copy, undo.
+
+mod client;
+mod pair;
+
+use std::time::Duration;
+
+use client::Client;
+use ev_core::ids::Generation;
+use ev_core::report::ReplicaState;
+use ev_mirror::undo::{self, UndoIdentity, UndoPaths};
+use pair::{A, B, Pair};
+
+const SIZE_BYTES: u64 = 256 << 20;
+const MIB: u64 = 1 << 20;
+
+fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|at| seed.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+}
+
+#[test]
+fn what_is_acknowledged_is_on_both() {
+    let pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    let data = pattern(1, 64 << 10);
+    for at in 0..32 {
+        client.write(at * 5 * MIB + 512, &data);
+    }
+    assert!(client.read(5 * MIB + 512, 64 << 10) == data);
+    client.flush();
+    let disk = pair.close_and_compare();
+    for at in 0..32 {
+        let start = usize::try_from(at * 5 * MIB + 512).unwrap();
+        assert!(disk[start..start + data.len()] == data);
+    }
+}
+
+#[test]
+fn a_cut_link_holds_acknowledgements_until_the_record_and_a_return_copies_the_difference() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    client.flush();
+    pair.cut();
+    client.start_write(10 * MIB, &pattern(2, 4096));
+    client.set_timeout(Some(Duration::from_millis(300)));
+    assert!(client.reply().is_err(), "no acknowledgement before the record without the partner's replica");
+    client.set_timeout(None);
+    pair.until_good(&[A]);
+    assert_eq!(client.reply().unwrap(), 0);
+    for at in 0..8 {
+        client.write(100 * MIB + at * MIB, &pattern(3, 64 << 10));
+    }
+    pair.connect();
+    pair.until_good(&[A, B]);
+    let copy = pair.until_report("the end of the copy", |report| report.partner == Some(ReplicaState::Online));
+    let copy = copy.copy.expect("a copy took place");
+    assert!(!copy.full);
+    // 8 writes of 64 KiB and one of 4 KiB; each moves at most the block that it lies in.
+    assert!(copy.moved_bytes >= 8 << 16, "{copy:?}");
+    assert!(copy.moved_bytes <= 9 << 16, "{copy:?}");
+    assert!(copy.total_bytes <= 11 * MIB, "regions that a map names: {copy:?}");
+    client.write(50 * MIB, &pattern(4, 4096));
+    let disk = pair.close_and_compare();
+    assert!(disk[50 << 20..][..4096] == pattern(4, 4096));
+}
+
+#[test]
+fn a_first_copy_is_full_moves_what_differs_and_lets_the_guest_write_on() {
+    let mut pair = Pair::new(SIZE_BYTES);
+    pair.a.open();
+    pair.commit();
+    let mut client = Client::connect(&pair.a.socket());
+    for at in 0..40 {
+        client.write(at * 6 * MIB, &pattern(7, 64 << 10));
+    }
+    pair.b.open();
+    pair.commit();
+    pair.connect();
+    let socket = pair.a.socket();
+    let writer = std::thread::spawn(move || {
+        let mut client = Client::connect(&socket);
+        for at in 0..200 {
+            client.write((at % 250) * MIB, &pattern(9, 4096));
+        }
+    });
+    pair.until_good(&[A, B]);
+    writer.join().unwrap();
+    let copy = pair.a.disk().report().copy.expect("a copy took place");
+    assert!(copy.full);
+    assert!(copy.moved_bytes < 40 * (1 << 16) + 200 * (1 << 16) + 1, "holes are not moved: {copy:?}");
+    pair.close_and_compare();
+}
+
+#[test]
+fn a_killed_coordinator_comes_back_by_delta_copy() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(20 * MIB, &pattern(1, 4096));
+    pair.a.kill();
+    pair.b.kill();
+    // An unclean start: only the last active host's replica counts.
+    pair.good = [A].into();
+    pair.generation = Generation(pair.generation.0 + 1);
+    pair.a.open();
+    pair.b.open();
+    pair.commit();
+    pair.connect();
+    pair.until_good(&[A, B]);
+    let copy = pair.a.disk().report().copy.expect("a copy took place");
+    assert!(!copy.full && copy.total_bytes <= 2 * MIB, "{copy:?}");
+    let disk = pair.close_and_compare();
+    assert!(disk[20 << 20..][..4096] == pattern(1, 4096));
+}
+
+#[test]
+fn the_state_before_an_interrupted_copy_can_be_had_back() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    for at in 0..64 {
+        client.write(at * MIB, &pattern(1, 64 << 10));
+    }
+    client.flush();
+    pair.cut();
+    client.start_write(0, &pattern(2, 64 << 10));
+    pair.until_good(&[A]);
+    assert_eq!(client.reply().unwrap(), 0);
+    for at in 1..64 {
+        client.write(at * MIB, &pattern(2, 64 << 10));
+    }
+    let before = pair.b.bytes();
+    pair.a.disk().set_copy_rate_limit(Some(4 * MIB)).unwrap();
+    pair.connect();
+    pair.until_report("a copy half way", |report| {
+        report.copy.is_some_and(|copy| copy.moved_bytes > 0 && copy.done_bytes < copy.total_bytes)
+    });
+    pair.cut();
+    pair.a.kill();
+    let b = pair.b.disk.take().unwrap();
+    drop(b);
+    let paths = UndoPaths::beside(&pair.b.spec.replica);
+    let file = ev_mirror::metadata::MetadataFile::open(
+        &pair.b.spec.metadata,
+        (pair.b.spec.pool, pair.b.spec.vm, pair.b.spec.disk, B),
+        SIZE_BYTES,
+    );
+    let superblock = *file.unwrap().0.superblock();
+    assert_eq!(superblock.info.health, ev_core::mirror::Health::Copying);
+    let kept = superblock.kept.expect("the older state was kept");
+    let identity = UndoIdentity { disk: pair.b.spec.disk, size_bytes: SIZE_BYTES, current: kept.current };
+    undo::restore(&pair.b.spec.replica, &paths, identity).unwrap();
+    assert!(pair.b.bytes() == before);
+}

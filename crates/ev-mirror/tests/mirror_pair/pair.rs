@@ -1,0 +1,203 @@
+//! Two disks that are each other's partner, links over the loopback with TLS, and a pool that commits every record
+//! that is asked for, when the test lets it.
+
+use std::collections::BTreeSet;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
+use ev_core::report::DiskReport;
+use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial, LinkStream, LinkTls};
+use ev_wire::identity::{self, Identity, Peer, PoolAuthority, Role};
+use uuid::Uuid;
+
+pub const A: HostId = MemberId(1);
+pub const B: HostId = MemberId(2);
+/// How long anything that is waited for may take.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const PARTNER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// One host's side.
+pub struct Side {
+    pub spec: DiskSpec,
+    papers: Identity,
+    pub disk: Option<Disk>,
+    events: Option<Receiver<DiskEvent>>,
+}
+
+/// Both sides and the record.
+pub struct Pair {
+    _folder: tempfile::TempDir,
+    pub a: Side,
+    pub b: Side,
+    pub generation: Generation,
+    pub good: BTreeSet<HostId>,
+    /// Other ends of the sockets of the present link, to cut it.
+    link: Option<[TcpStream; 2]>,
+}
+
+impl Side {
+    fn new(folder: &Path, authority: &PoolAuthority, host: HostId, size_bytes: u64) -> Self {
+        let folder = folder.join(format!("host-{host}"));
+        std::fs::create_dir(&folder).unwrap();
+        let key = identity::new_key_and_request().unwrap();
+        let peer = Peer { pool: authority.pool(), role: Role::Host, member: host };
+        let certificate = identity::sign_request(authority, &key.request_pem, peer, "host", &[]).unwrap();
+        let papers = Identity::from_pem(&certificate, &key.key_pem, authority.certificate_pem()).unwrap();
+        let spec = DiskSpec {
+            pool: authority.pool(),
+            vm: VmId(Uuid::from_u128(2)),
+            disk: DiskId(Uuid::from_u128(3)),
+            host,
+            size_bytes,
+            replica: folder.join("disk-0.raw"),
+            metadata: folder.join("disk-0.meta"),
+            nbd_socket: Some(folder.join("nbd-0.sock")),
+            copy_rate_limit: None,
+            partner_timeout: PARTNER_TIMEOUT,
+        };
+        Self { spec, papers, disk: None, events: None }
+    }
+
+    pub fn open(&mut self) {
+        let gate = Arc::new(Gate::new());
+        gate.open_always();
+        let (sender, events) = sync_channel(64);
+        self.disk = Some(Disk::open(self.spec.clone(), gate, sender).unwrap());
+        self.events = Some(events);
+    }
+
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("the disk is open")
+    }
+
+    /// As if its process were killed.
+    pub fn kill(&mut self) {
+        self.disk = None;
+        self.events = None;
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.spec.nbd_socket.clone().unwrap()
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.spec.replica).unwrap()
+    }
+}
+
+impl Pair {
+    /// A new disk: `A` has the data, `B` has nothing yet. Nothing is open.
+    pub fn new(size_bytes: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = identity::create_authority(PoolId(Uuid::from_u128(1))).unwrap();
+        let a = Side::new(folder.path(), &authority, A, size_bytes);
+        let b = Side::new(folder.path(), &authority, B, size_bytes);
+        Disk::create(&a.spec, Initial::Source).unwrap();
+        Disk::create(&b.spec, Initial::Target).unwrap();
+        Self { _folder: folder, a, b, generation: Generation(1), good: BTreeSet::from([A]), link: None }
+    }
+
+    /// A disk that is served by `A` and in step on both.
+    pub fn in_step(size_bytes: u64) -> Self {
+        let mut pair = Self::new(size_bytes);
+        pair.a.open();
+        pair.b.open();
+        pair.commit();
+        pair.connect();
+        pair.until_good(&[A, B]);
+        pair
+    }
+
+    /// Tells both sides the record.
+    pub fn commit(&mut self) {
+        let role = DiskRole::Coordinator { partner: Some(B), good: self.good.clone() };
+        if let Some(disk) = &self.a.disk {
+            disk.role(self.generation, role, false).unwrap();
+        }
+        if let Some(disk) = &self.b.disk {
+            disk.role(self.generation, DiskRole::Replica { coordinator: A }, false).unwrap();
+        }
+    }
+
+    /// Connects both sides.
+    pub fn connect(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut to_b = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut to_a, _) = listener.accept().unwrap();
+        to_a.set_nodelay(true).unwrap();
+        to_b.set_nodelay(true).unwrap();
+        let name = identity::server_name(self.a.papers.peer().pool);
+        let mut client = rustls::ClientConnection::new(self.a.papers.client_config(), name).unwrap();
+        let mut server = rustls::ServerConnection::new(self.b.papers.server_config()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while client.is_handshaking() {
+                    client.complete_io(&mut to_b).unwrap();
+                }
+            });
+            while server.is_handshaking() {
+                server.complete_io(&mut to_a).unwrap();
+            }
+        });
+        self.link = Some([to_a.try_clone().unwrap(), to_b.try_clone().unwrap()]);
+        self.a.disk().link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
+        self.b.disk().link(LinkStream { socket: to_a, tls: LinkTls::Server(Box::new(server)), peer: A }).unwrap();
+    }
+
+    /// Cuts the link.
+    pub fn cut(&mut self) {
+        for socket in self.link.take().into_iter().flatten() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Commits what the disk on `A` asks for until the record calls exactly these good.
+    pub fn until_good(&mut self, good: &[HostId]) {
+        let good: BTreeSet<_> = good.iter().copied().collect();
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        while self.good != good {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let events = self.a.events.as_ref().expect("the disk on A is open");
+            let event = events.recv_timeout(left).expect("the disk asks for the record in time");
+            eprintln!("{event:?}");
+            match event {
+                DiskEvent::ReplicaLost { host, seen, .. } if seen == self.generation => self.good.remove(&host),
+                DiskEvent::ReplicaGood { host, seen, .. } if seen == self.generation => self.good.insert(host),
+                DiskEvent::ReplicaLost { .. }
+                | DiskEvent::ReplicaGood { .. }
+                | DiskEvent::LinkDown { .. }
+                | DiskEvent::LinkUp { .. }
+                | DiskEvent::Trouble { .. }
+                | DiskEvent::Verified { .. } => continue,
+            };
+            self.generation = self.generation.next();
+            self.commit();
+        }
+    }
+
+    /// Looks at `A`'s report until it is as wanted.
+    pub fn until_report(&self, what: &str, wanted: impl Fn(&DiskReport) -> bool) -> DiskReport {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        loop {
+            let report = self.a.disk().report();
+            if wanted(&report) {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "{what} did not come: {report:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Flushes and closes both, and checks that the replicas are the same.
+    pub fn close_and_compare(mut self) -> Vec<u8> {
+        self.a.disk.take().unwrap().flush_and_close().unwrap();
+        self.b.disk.take().unwrap().flush_and_close().unwrap();
+        let (a, b) = (self.a.bytes(), self.b.bytes());
+        assert!(a == b, "the replicas differ first at {:?}", a.iter().zip(&b).position(|(a, b)| a != b));
+        a
+    }
+}
