@@ -1,6 +1,6 @@
 //! Messages to bytes.
 
-use ev_core::mirror::{CopyKind, Durability, Extent, Message, OpId, Outcome, RegionMap, WriteKind};
+use ev_core::mirror::{CopyKind, Durability, Extent, Message, OpId, Outcome, RegionMap, Write, WriteKind};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::frame::{self, AckRecord, FrameHeader, HistoryRecord, Kind};
@@ -46,24 +46,7 @@ pub fn encode<'a>(message: &Message, data: &'a [u8], head: &mut Vec<u8>) -> &'a 
             records(header, words.iter().map(|word| word.to_le_bytes()), head)
         }
         Message::KeepAlive => control(FrameHeader::new(Kind::KeepAlive), &[], head),
-        Message::Write { op, write } => {
-            let kind = match write.kind {
-                WriteKind::Data => Kind::Write,
-                WriteKind::Zeroes | WriteKind::ZeroesAllocated => Kind::WriteZeroes,
-                WriteKind::Trim => Kind::Trim,
-            };
-            let mut header = header(kind, *op);
-            header.flags = match write.durability {
-                Durability::AtFlush => 0,
-                Durability::BeforeReply => frame::FLAG_DURABLE,
-            };
-            match write.kind {
-                WriteKind::Data => return with_data(header, write.extent, data, head),
-                WriteKind::ZeroesAllocated => header.flags |= frame::FLAG_KEEP_ALLOCATED,
-                WriteKind::Zeroes | WriteKind::Trim => {}
-            }
-            with_extent(header, write.extent, head)
-        }
+        Message::Write { op, write } => encode_write(*op, *write, data, head),
         Message::Flush { op } => control(header(Kind::Flush, *op), &[], head),
         Message::Read { op, extent } => with_extent(header(Kind::Read, *op), *extent, head),
         Message::Ack { op, outcome } => {
@@ -104,6 +87,25 @@ pub fn encode<'a>(message: &Message, data: &'a [u8], head: &mut Vec<u8>) -> &'a 
             control(header(Kind::CopyEnd, *op), record.as_bytes(), head)
         }
     }
+}
+
+fn encode_write<'a>(op: OpId, write: Write, data: &'a [u8], head: &mut Vec<u8>) -> &'a [u8] {
+    let kind = match write.kind {
+        WriteKind::Data => Kind::Write,
+        WriteKind::Zeroes | WriteKind::ZeroesAllocated => Kind::WriteZeroes,
+        WriteKind::Trim => Kind::Trim,
+    };
+    let mut header = header(kind, op);
+    header.flags = match write.durability {
+        Durability::AtFlush => 0,
+        Durability::BeforeReply => frame::FLAG_DURABLE,
+    };
+    match write.kind {
+        WriteKind::Data => return with_data(header, write.extent, data, head),
+        WriteKind::ZeroesAllocated => header.flags |= frame::FLAG_KEEP_ALLOCATED,
+        WriteKind::Zeroes | WriteKind::Trim => {}
+    }
+    with_extent(header, write.extent, head)
 }
 
 fn header(kind: Kind, op: OpId) -> FrameHeader {
