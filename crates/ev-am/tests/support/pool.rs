@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use ev_core::authority::{Authority, AuthorityChange, Power};
 use ev_core::availability::master::{Master, Path};
-use ev_core::ids::{DiskId, HostId, MemberId, NetworkId, PoolId, VmId};
+use ev_core::ids::{DiskId, HostId, MacAddress, MemberId, NetworkId, PoolId, VmId};
 use ev_core::pool::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
 use ev_core::report::AmReport;
-use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, Vm, VmConfig};
+use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, NicConfig, Vm, VmConfig};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
 use ev_wire::peer::{Directive, PeerRequest, PeerResponse, ProposeRefusal};
 use ev_wire::transport::{BoxFuture, PeerHandler, PeerServer};
@@ -25,6 +25,7 @@ pub const ONE: HostId = MemberId(1);
 pub const TWO: HostId = MemberId(2);
 /// The master's own number; it runs no VM, so no test can take it for a VM's host.
 const MASTER: MemberId = MemberId(3);
+const NETWORK: NetworkId = NetworkId(Uuid::from_u128(1));
 pub const DISK_BYTES: u64 = 1 << 20;
 /// What the master does with questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,11 @@ impl Drop for Pool {
 impl Pool {
     /// A pool of three hosts with one VM on host 1, switched off, at level 0.
     pub async fn start(disks: usize) -> Self {
+        Self::start_with(disks, Vec::new()).await
+    }
+
+    /// The same with NICs on the pool's network, whose bridge is called `lan`.
+    pub async fn start_with(disks: usize, nics: Vec<MacAddress>) -> Self {
         let certificates = create_authority(POOL).unwrap();
         let mut inner = Inner {
             state: PoolState::default(),
@@ -67,7 +73,7 @@ impl Pool {
             answers: Answers::Yes,
             history: Vec::new(),
         };
-        inner.make(disks);
+        inner.make(disks, nics);
         let inner = Arc::new(Mutex::new(inner));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let handler = Arc::new(Handler { inner: Arc::clone(&inner) });
@@ -176,7 +182,7 @@ impl Inner {
         outcome
     }
 
-    fn make(&mut self, disks: usize) {
+    fn make(&mut self, disks: usize, nics: Vec<MacAddress>) {
         let member = |id: MemberId| Member {
             id,
             uuid: Uuid::from_u128(id.0.into()),
@@ -191,7 +197,8 @@ impl Inner {
             qemu_version: "7.2.0".into(),
             machines: Vec::new(),
         };
-        let network = Network { id: NetworkId(Uuid::from_u128(1)), name: "lan".into(), bridge: "lan".into() };
+        let network = Network { id: NETWORK, name: "lan".into(), bridge: "lan".into() };
+        let nic = |mac| NicConfig { mac, network: NETWORK, bridge: "lan".into() };
         let pool = PoolInfo { id: POOL, name: "test".into() };
         let first = Box::new(member(ONE));
         assert_eq!(self.apply(Command::PoolCreate { pool, first, network, admin_token: String::new() }), Outcome::Done);
@@ -210,7 +217,7 @@ impl Inner {
             cpu_model: "qemu64".into(),
             boot: Boot::Disk,
             disks: (0..disks).map(disk).collect(),
-            nics: Vec::new(),
+            nics: nics.into_iter().map(nic).collect(),
             start_order: 0,
         });
         assert_eq!(self.apply(Command::VmCreate { id: VM, name: "vm".into(), config, host: ONE }), Outcome::Done);
