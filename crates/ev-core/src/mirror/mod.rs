@@ -34,7 +34,7 @@ mod replica;
 mod superblock;
 
 pub use acknowledge::{Proof, Required};
-pub use coordinator::{Coordinator, Input, Record};
+pub use coordinator::{Coordinator, Input, Record, Settings};
 pub use extent::Extent;
 pub use history::{Health, History, ReplicaInfo};
 pub use log::RegionLog;

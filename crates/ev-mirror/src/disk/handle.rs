@@ -1,19 +1,33 @@
 //! The AM's handle of a disk's thread.
 
-use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ev_core::ids::Generation;
-use ev_core::report::DiskReport;
+use ev_core::report::{DiskReport, ReplicaState};
+use rustix::event::{EventfdFlags, eventfd};
 
+use super::create;
 use super::link::LinkStream;
 use super::spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError};
+use super::thread::{Command, Shared, Thread};
 use crate::gate::Gate;
+
+/// Commands that wait for the thread; a caller that finds so many waits itself.
+const COMMANDS_MAX: usize = 64;
+/// A flush of both replicas that takes longer has failed for the caller.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A disk in service. Dropping it without [`Disk::flush_and_close`] leaves it as a killed process would.
 #[derive(Debug)]
 pub struct Disk {
-    spec: DiskSpec,
+    commands: SyncSender<Command>,
+    wake: Arc<OwnedFd>,
+    report: Arc<Mutex<DiskReport>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The disk's thread does not answer: it has ended. Open the disk anew.
@@ -34,65 +48,129 @@ impl Disk {
     /// Creates the metadata durably, and the replica if there is none (sparse, reading as zeroes). An existing replica
     /// must have the right size; its content is kept.
     pub fn create(spec: &DiskSpec, initial: Initial) -> Result<(), CreateError> {
-        let _ = (spec, initial);
-        Err(CreateError::BadSize { size_bytes: spec.size_bytes })
+        create::create(spec, initial)
     }
 
     /// Opens replica and metadata and starts the disk's thread, idle. The thread sends events to `events`; one that finds the
     /// channel full is sent again later.
     pub fn open(spec: DiskSpec, gate: Arc<Gate>, events: SyncSender<DiskEvent>) -> Result<Self, OpenError> {
-        let _ = (gate, events);
-        Ok(Self { spec })
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| OpenError::Ring(error.into()))?;
+        let wake = Arc::new(wake);
+        let (commands, received) = sync_channel(COMMANDS_MAX);
+        let report = Arc::new(Mutex::new(first_report(&spec)));
+        let shared = Shared { gate, report: Arc::clone(&report), events, commands: received, wake: Arc::clone(&wake) };
+        let thread = start(spec, shared)?;
+        Ok(Self { commands, wake, report, thread: Some(thread) })
+    }
+
+    fn send(&self, command: Command) -> Result<(), CommandError> {
+        self.commands.send(command).map_err(|_| CommandError)?;
+        rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).map_err(|_| CommandError)?;
+        Ok(())
     }
 
     /// The disk is to act by the record of `generation`. Records older than the one acted on are ignored. The NBD socket
-    /// takes connections while the role is coordinator. `clean`: the record's start was a clean one.
-    pub fn role(&self, generation: Generation, role: DiskRole, clean: bool) -> Result<(), CommandError> {
-        let _ = (generation, role, clean);
-        Ok(())
+    /// takes connections while the role is coordinator. After an unclean end (`clean` false) the record calls only one
+    /// replica good; the write-intent log on disk says where the other may differ.
+    pub fn role(&self, generation: Generation, role: DiskRole, _clean: bool) -> Result<(), CommandError> {
+        self.send(Command::Role { generation, role })
     }
 
     /// A stream to the partner; replaces the one in use, if any.
     pub fn link(&self, link: LinkStream) -> Result<(), CommandError> {
-        let _ = link;
-        Ok(())
+        self.send(Command::Link(link))
     }
 
-    /// What is so now.
+    /// What is so now (as of the last twentieth of a second).
     #[must_use]
     pub fn report(&self) -> DiskReport {
-        DiskReport {
-            disk: self.spec.disk,
-            local: ev_core::report::ReplicaState::Stale,
-            partner: None,
-            copy: None,
-            read_bytes: 0,
-            write_bytes: 0,
-            trouble: None,
-        }
+        self.report.lock().expect("a report is only copied under the lock").clone()
     }
 
     /// Compares both replicas by hash, and repairs the partner's from the good side if `repair`. The end is told by
     /// [`DiskEvent::Verified`].
     pub fn verify(&self, repair: bool) -> Result<(), CommandError> {
-        let _ = repair;
-        Ok(())
+        self.send(Command::Verify { repair })
     }
 
     /// Most bytes per second that a copy looks at or moves, from now on.
     pub fn set_copy_rate_limit(&self, bytes_per_second: Option<u64>) -> Result<(), CommandError> {
-        let _ = bytes_per_second;
-        Ok(())
+        self.send(Command::CopyRate(bytes_per_second))
     }
 
     /// Flushes both replicas and clears the write-intent log; fails when the record's good replicas were not all flushed. To be
-    /// called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`.
+    /// called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`. Blocks.
     pub fn flush(&self) -> Result<(), CloseError> {
-        Ok(())
+        let (done, answer): (_, Receiver<bool>) = sync_channel(1);
+        self.send(Command::Flush(done))?;
+        match answer.recv_timeout(FLUSH_TIMEOUT) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(CloseError::Flush),
+        }
     }
 
     /// [`Disk::flush`], then ends the thread.
     pub fn flush_and_close(self) -> Result<(), CloseError> {
-        Ok(())
+        self.flush()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.send(Command::End).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The ring belongs to the thread that makes it, so files and ring are opened there, and the outcome comes back.
+fn start(spec: DiskSpec, shared: Shared) -> Result<JoinHandle<()>, OpenError> {
+    let (opened, outcome) = sync_channel(1);
+    let disk = spec.disk;
+    let body = move || {
+        let guard = AbortOnPanic;
+        match Thread::open(spec, super::instance(), shared) {
+            Ok(thread) => {
+                let _ = opened.send(Ok(()));
+                if let Err(error) = thread.run() {
+                    tracing::error!(%disk, %error, "the disk's io_uring failed; the process ends and the next one begins from the files");
+                    std::process::abort();
+                }
+            }
+            Err(error) => {
+                let _ = opened.send(Err(error));
+            }
+        }
+        std::mem::forget(guard);
+    };
+    let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(body).map_err(OpenError::Ring)?;
+    match outcome.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(OpenError::Ring(std::io::Error::other("the disk's thread ended at once"))),
+    }
+}
+
+/// Unwinding would free memory that the kernel still writes to, and leave a guest without its disk: the process ends instead.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+fn first_report(spec: &DiskSpec) -> DiskReport {
+    DiskReport {
+        disk: spec.disk,
+        local: ReplicaState::Stale,
+        partner: None,
+        copy: None,
+        read_bytes: 0,
+        write_bytes: 0,
+        trouble: None,
     }
 }

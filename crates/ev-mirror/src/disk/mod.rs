@@ -3,10 +3,21 @@
 //! The thread owns the NBD sockets, the replica, its metadata and the partner's link, all around one io_uring; the
 //! handle sends it commands and reads the last report. Decisions are `ev_core::mirror`'s.
 
+mod create;
 mod handle;
 mod link;
 mod spec;
+mod thread;
 
 pub use handle::{CloseError, CommandError, Disk};
 pub use link::{LinkStream, LinkTls};
 pub use spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError, Verdict};
+
+/// A number that no other opening of a replica has: what an earlier one had not flushed may be gone.
+fn instance() -> u64 {
+    let mut bytes = [0; 8];
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
+    read.expect("the kernel has random numbers");
+    u64::from_ne_bytes(bytes)
+}

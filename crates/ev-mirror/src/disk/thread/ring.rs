@@ -100,11 +100,6 @@ impl Ring {
         }
     }
 
-    pub fn accept(&mut self, socket: RawFd) -> io::Result<()> {
-        let entry = opcode::Accept::new(types::Fd(socket), std::ptr::null_mut(), std::ptr::null_mut());
-        self.push(&entry.flags(libc::SOCK_CLOEXEC).build(), Tag::Accept)
-    }
-
     /// Completes when the descriptor can be read.
     pub fn poll(&mut self, descriptor: RawFd, tag: Tag) -> io::Result<()> {
         let events = u32::try_from(libc::POLLIN).expect("a small constant");

@@ -1,0 +1,254 @@
+//! The link to the partner: its stream on the ring, its greeting, and its silence.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use ev_core::ids::HostId;
+use ev_core::mirror::{Hello, Message, OpId};
+
+use super::super::link::{LinkStream, LinkTls};
+use super::super::spec::{DiskEvent, DiskRole, DiskSpec};
+use super::Thread;
+use super::engine::{Engine, Told};
+use super::ring::Tag;
+use crate::buffer::IoBuffer;
+use crate::link::codec::LinkIdentity;
+use crate::link::session::{Session, SessionError};
+
+/// After this time without a word to the partner a keep-alive is sent.
+const KEEP_ALIVE: Duration = Duration::from_millis(100);
+/// A link on which nothing came for this long is given up, so that another path is tried before the partner timeout.
+pub const LINK_SILENCE: Duration = Duration::from_millis(700);
+/// A link that is wanted and not there is asked for this often.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// One connection to the partner.
+pub struct Link {
+    number: u32,
+    socket: TcpStream,
+    session: Session,
+    peer: HostId,
+    receiving: bool,
+    sending: bool,
+    heard: Instant,
+    spoken: Instant,
+}
+
+impl Link {
+    fn is_quiet(&self) -> bool {
+        !self.receiving && !self.sending
+    }
+}
+
+impl Thread {
+    /// A new stream takes the place of the one in use.
+    pub fn take_link(&mut self, stream: LinkStream) {
+        self.drop_link();
+        if matches!(self.engine, Engine::Idle(_)) {
+            return;
+        }
+        let tls = match stream.tls {
+            LinkTls::Client(client) => rustls::Connection::Client(*client),
+            LinkTls::Server(server) => rustls::Connection::Server(*server),
+        };
+        if let Err(error) = stream.socket.set_nonblocking(false).and_then(|()| stream.socket.set_nodelay(true)) {
+            tracing::warn!(disk = %self.spec.disk, %error, "a link's socket can't be set up");
+            return;
+        }
+        self.link_number = self.link_number.wrapping_add(1);
+        let now = Instant::now();
+        self.link = Some(Link {
+            number: self.link_number,
+            socket: stream.socket,
+            session: Session::new(tls, self.identity()),
+            peer: stream.peer,
+            receiving: false,
+            sending: false,
+            heard: now,
+            spoken: now,
+        });
+        self.link_is_up = false;
+        self.tell(Told::LinkUp);
+        // The handshake may have read on into our first frame.
+        self.take_messages();
+    }
+
+    fn identity(&self) -> LinkIdentity {
+        let DiskSpec { pool, vm, disk, size_bytes, .. } = &self.spec;
+        LinkIdentity {
+            pool: *pool,
+            vm: *vm,
+            disk: *disk,
+            size_bytes: *size_bytes,
+            region_bytes: self.store.region_bytes(),
+        }
+    }
+
+    /// Lets go of the link, if there is one, and tells the engine.
+    pub fn drop_link(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        let _ = link.socket.shutdown(std::net::Shutdown::Both);
+        self.old_links.push(link);
+        self.tell(Told::LinkDown);
+        if let Engine::Replica(_) = self.engine {
+            // What was not begun comes again with the next link.
+            self.ops.retain(|_, op| op.busy);
+        }
+        self.asked_for_link = None;
+        self.ask_for_link();
+    }
+
+    /// Tells the AM that a link is wanted, now and then.
+    pub fn ask_for_link(&mut self) {
+        let wanted = match &self.role {
+            Some((_, DiskRole::Coordinator { partner: Some(_), .. } | DiskRole::Replica { .. })) => true,
+            Some((_, DiskRole::Coordinator { partner: None, .. } | DiskRole::Idle)) | None => false,
+        };
+        let due = self.asked_for_link.is_none_or(|at| at.elapsed() >= ASK_AGAIN);
+        if wanted && self.link.is_none() && due && !self.ending {
+            self.asked_for_link = Some(Instant::now());
+            self.event(DiskEvent::LinkDown { disk: self.spec.disk });
+        }
+    }
+
+    /// Sends what is queued and listens for more.
+    pub fn pump_link(&mut self) -> io::Result<()> {
+        if let Some(link) = &mut self.link {
+            let socket = link.socket.as_raw_fd();
+            if !link.sending {
+                let front = link.session.front();
+                if !front.is_empty() {
+                    self.ring.send(socket, front, Tag::LinkSend(link.number))?;
+                    link.sending = true;
+                }
+            }
+            if !link.receiving {
+                self.ring.receive(socket, link.session.space(), Tag::LinkReceive(link.number))?;
+                link.receiving = true;
+            }
+        }
+        self.old_links.retain(|link| !link.is_quiet());
+        Ok(())
+    }
+
+    pub fn link_received(&mut self, number: u32, result: io::Result<u32>) {
+        let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
+            if let Some(old) = self.old_links.iter_mut().find(|link| link.number == number) {
+                old.receiving = false;
+            }
+            return;
+        };
+        link.receiving = false;
+        match result {
+            Ok(count) if count > 0 => {
+                link.heard = Instant::now();
+                link.session.received(usize::try_from(count).expect("usize holds 32 bits"));
+                self.take_messages();
+            }
+            Ok(_) | Err(_) => self.drop_link(),
+        }
+    }
+
+    pub fn link_sent(&mut self, number: u32, result: io::Result<u32>) {
+        let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
+            if let Some(old) = self.old_links.iter_mut().find(|link| link.number == number) {
+                old.sending = false;
+            }
+            return;
+        };
+        link.sending = false;
+        match result {
+            Ok(count) if count > 0 => link.session.sent(usize::try_from(count).expect("usize holds 32 bits")),
+            Ok(_) | Err(_) => self.drop_link(),
+        }
+    }
+
+    fn take_messages(&mut self) {
+        while let Some(link) = &mut self.link {
+            match link.session.next(&mut self.pool) {
+                Ok(Some((message, data))) => self.receive(message, data),
+                Ok(None) => return,
+                Err(error @ (SessionError::Refuse(_) | SessionError::Refused(_))) => {
+                    self.trouble(error.to_string());
+                    self.drop_link();
+                }
+                Err(error) => {
+                    tracing::info!(disk = %self.spec.disk, %error, "the link to the partner ended");
+                    self.drop_link();
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, message: Message, data: Option<IoBuffer>) {
+        if let Message::Hello(hello) = &message {
+            return self.greeted(*hello);
+        }
+        if let (Some(op), Some(buffer)) = (data_op(&message), data) {
+            self.keep_data(op, buffer);
+        }
+        self.tell(Told::Received(message));
+    }
+
+    /// Data that came with a message is the operation's, unless the kernel works on the operation's own.
+    fn keep_data(&mut self, op: OpId, buffer: IoBuffer) {
+        let entry = self.op_entry(op);
+        if !entry.busy {
+            entry.data = Some(buffer);
+        }
+    }
+
+    fn greeted(&mut self, hello: Hello) {
+        if self.link.as_ref().is_some_and(|link| link.peer != hello.host) {
+            self.trouble(format!("a link's certificate is not that of the host that it says it is ({})", hello.host));
+            self.drop_link();
+            return;
+        }
+        self.tell(Told::Received(Message::Hello(hello)));
+        if self.link.is_some() && !self.link_is_up {
+            self.link_is_up = true;
+            self.link_trouble = None;
+            self.event(DiskEvent::LinkUp { disk: self.spec.disk });
+        }
+    }
+
+    /// Queues a message of the engine.
+    pub fn send(&mut self, message: &Message) {
+        let data = data_op(message).and_then(|op| self.ops.get(&op)).and_then(|op| op.data.as_ref());
+        if let Some(link) = &mut self.link {
+            link.session.send(message, data.map_or(&[], IoBuffer::data));
+            link.spoken = Instant::now();
+        }
+    }
+
+    /// Says something now and then, and gives up a link that is silent.
+    pub fn tick_link(&mut self) {
+        let Some(link) = &self.link else { return self.ask_for_link() };
+        if link.heard.elapsed() >= LINK_SILENCE {
+            tracing::info!(disk = %self.spec.disk, "the link to the partner is silent; another path is tried");
+            self.drop_link();
+        } else if link.spoken.elapsed() >= KEEP_ALIVE {
+            self.send(&Message::KeepAlive);
+        }
+    }
+}
+
+/// The operation whose data a message carries.
+fn data_op(message: &Message) -> Option<OpId> {
+    match message {
+        Message::Write { op, .. } | Message::ReadData { op } | Message::CopyData { op, .. } => Some(*op),
+        Message::Hello(_)
+        | Message::Regions { .. }
+        | Message::KeepAlive
+        | Message::Flush { .. }
+        | Message::Read { .. }
+        | Message::Ack { .. }
+        | Message::History { .. }
+        | Message::CopyBegin { .. }
+        | Message::HashRequest { .. }
+        | Message::Hashes { .. }
+        | Message::CopyEnd { .. } => None,
+    }
+}
