@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::run::{cargo, heading, show};
-use crate::{dependencies, guests, setup, tidy};
+use crate::{dependencies, guests, second_qemu, setup, tidy};
 
 /// Formatting, lints, documents, tidy, then all tests: the quick checks first.
 pub fn all() -> Result<()> {
@@ -28,5 +28,10 @@ pub fn test(nextest: &[String]) -> Result<()> {
     heading("building");
     show(cargo().args(["build", "--workspace", "--bins"]))?;
     heading("testing");
-    show(cargo().args(["nextest", "run", "--workspace"]).args(nextest))
+    let mut tests = cargo();
+    tests.args(["nextest", "run", "--workspace"]).args(nextest);
+    if let Some(root) = second_qemu::root() {
+        tests.env("EVENKEEL_QEMU_10", root);
+    }
+    show(&mut tests)
 }

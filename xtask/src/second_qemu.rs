@@ -19,6 +19,12 @@ pub fn program() -> PathBuf {
     folder().join("qemu-system-x86_64")
 }
 
+/// The folder that its packages were unpacked in, if they were.
+pub fn root() -> Option<PathBuf> {
+    let root = folder().join("root");
+    root.join("usr/bin/qemu-system-x86_64").exists().then_some(root)
+}
+
 fn folder() -> PathBuf {
     target().join("qemu-10.0")
 }

@@ -79,13 +79,13 @@ pub(crate) struct Learned {
 
 impl Learned {
     /// Takes note of a frame that the guest sent. Whether anything changed.
-    pub(crate) fn from_guest(&mut self, mac: MacAddress, frame: &[u8]) -> bool {
+    pub(crate) fn note_sent(&mut self, mac: MacAddress, frame: &[u8]) -> bool {
         let Some(claim) = claim(frame).filter(|claim| claim.mac == mac) else { return false };
         self.addresses.len() < LEARNED_MAX && self.addresses.insert(claim.address)
     }
 
     /// Takes note of a frame from the network: an address that somebody else has claimed is no longer the guest's.
-    pub(crate) fn from_network(&mut self, mac: MacAddress, frame: &[u8]) -> bool {
+    pub(crate) fn note_received(&mut self, mac: MacAddress, frame: &[u8]) -> bool {
         let Some(claim) = claim(frame).filter(|claim| claim.mac != mac) else { return false };
         self.addresses.remove(&claim.address)
     }
@@ -108,15 +108,15 @@ mod tests {
         let v4 = Ipv4Addr::new(192, 0, 2, 7);
         let v6: Ipv6Addr = "2001:db8::7".parse().unwrap();
         let mut learned = Learned::default();
-        assert!(learned.from_guest(GUEST, &gratuitous_arp(GUEST, v4)));
-        assert!(!learned.from_guest(GUEST, &gratuitous_arp(GUEST, v4)));
-        assert!(learned.from_guest(GUEST, &unsolicited_advertisement(GUEST, v6)));
-        assert!(!learned.from_guest(GUEST, &gratuitous_arp(OTHER, Ipv4Addr::new(192, 0, 2, 8))));
-        assert!(!learned.from_guest(GUEST, &rarp(GUEST)));
+        assert!(learned.note_sent(GUEST, &gratuitous_arp(GUEST, v4)));
+        assert!(!learned.note_sent(GUEST, &gratuitous_arp(GUEST, v4)));
+        assert!(learned.note_sent(GUEST, &unsolicited_advertisement(GUEST, v6)));
+        assert!(!learned.note_sent(GUEST, &gratuitous_arp(OTHER, Ipv4Addr::new(192, 0, 2, 8))));
+        assert!(!learned.note_sent(GUEST, &rarp(GUEST)));
         assert_eq!(learned.addresses(), &BTreeSet::from([v4.into(), v6.into()]));
         // Somebody else takes one of them over.
-        assert!(!learned.from_network(GUEST, &gratuitous_arp(GUEST, v4)));
-        assert!(learned.from_network(GUEST, &gratuitous_arp(OTHER, v4)));
+        assert!(!learned.note_received(GUEST, &gratuitous_arp(GUEST, v4)));
+        assert!(learned.note_received(GUEST, &gratuitous_arp(OTHER, v4)));
         assert_eq!(learned.addresses(), &BTreeSet::from([v6.into()]));
     }
 
@@ -138,7 +138,7 @@ mod tests {
     fn a_flood_of_claims_is_bounded() {
         let mut learned = Learned::default();
         for last in 0..=255 {
-            learned.from_guest(GUEST, &gratuitous_arp(GUEST, Ipv4Addr::new(192, 0, 2, last)));
+            learned.note_sent(GUEST, &gratuitous_arp(GUEST, Ipv4Addr::new(192, 0, 2, last)));
         }
         assert_eq!(learned.addresses().len(), LEARNED_MAX);
     }

@@ -65,7 +65,7 @@ impl Place {
     /// The next frame on the network for which `wanted` has an answer.
     async fn seen<T>(&self, wanted: impl Fn(&[u8]) -> Option<T>) -> T {
         let wait = async {
-            let mut bytes = [0; 65_536];
+            let mut bytes = vec![0; 65_536];
             loop {
                 let mut ready = self.network.readable().await.unwrap();
                 match rustix::net::recv(self.network.get_ref(), &mut bytes, rustix::net::RecvFlags::empty()) {
@@ -160,9 +160,9 @@ fn frames_pass_both_ways_and_a_lost_connection_is_made_anew() {
         let listener = UnixListener::bind(&place.socket).unwrap();
         for round in 0..3 {
             let mut qemu = accept(&listener).await;
-            for (number, length) in [(1, 60), (2, 1514), (3, 100)] {
-                send(&mut qemu, &frame(GUEST, round * 10 + number, length)).await;
-                assert_eq!(place.seen(number_of).await, round * 10 + number);
+            for (step, length) in [(1, 60), (2, 1514), (3, 100)] {
+                send(&mut qemu, &frame(GUEST, round * 10 + step, length)).await;
+                assert_eq!(place.seen(number).await, round * 10 + step);
             }
             until("the connection", || pump.is_connected()).await;
             place.send(&frame(PEER, 7, 60));
@@ -179,10 +179,6 @@ fn frames_pass_both_ways_and_a_lost_connection_is_made_anew() {
     });
 }
 
-fn number_of(frame: &[u8]) -> Option<u32> {
-    number(frame)
-}
-
 #[test]
 fn nothing_leaves_through_a_closed_gate() {
     in_namespace(|| async {
@@ -193,8 +189,8 @@ fn nothing_leaves_through_a_closed_gate() {
         send(&mut qemu, &frame(GUEST, 1, 60)).await;
         assert_eq!(place.seen(number).await, 1);
         place.gate.store(false, Ordering::SeqCst);
-        for number in 2..12 {
-            send(&mut qemu, &frame(GUEST, number, 60)).await;
+        for other in 2..12 {
+            send(&mut qemu, &frame(GUEST, other, 60)).await;
         }
         until("the drops", || pump.counters().dropped_gate_closed == 10).await;
         announce(&place.tap, GUEST, &[], &|| false).await.unwrap();
@@ -234,8 +230,8 @@ fn a_qemu_that_does_not_read_costs_frames_and_no_memory() {
         let pump = place.pump();
         let mut qemu = accept(&listener).await;
         until("the connection", || pump.is_connected()).await;
-        for number in 0..5_000 {
-            place.send(&frame(PEER, number, 1514));
+        for other in 0..5_000 {
+            place.send(&frame(PEER, other, 1514));
         }
         // The other direction goes on.
         send(&mut qemu, &frame(GUEST, 1, 60)).await;

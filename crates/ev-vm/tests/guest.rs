@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use ev_vm::guest::StartError;
-use ev_vm::{EventKind, Exit, Guest, QmpError, RunState, ShutdownReason, StartState, Stopped};
-use support::{DiskServer, Folders, PATIENCE, Serial, USER, qemus, tcg};
+use ev_vm::{BootSource, EventKind, Exit, Guest, QmpError, RunState, ShutdownReason, StartState, Stopped};
+use support::{DiskServer, Folders, PATIENCE, Serial, USER, qemus, tcg, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
@@ -229,6 +229,48 @@ async fn a_disk_server_that_is_restarted_is_found_again_and_the_guest_notices_no
 }
 
 #[tokio::test]
+async fn a_disk_server_that_comes_later_than_qemu_is_waited_for() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let image = folders.boot_disk();
+        let spec = folders.spec(MACHINE);
+        let accelerator = tcg();
+        let serve = async {
+            let alive = || Guest::attach(&folders.paths);
+            while alive().await.unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+            DiskServer::start(&image, &folders.paths.nbd(0)).await
+        };
+        let (guest, _disk) = tokio::join!(Guest::start(&qemu, &accelerator, &spec), serve);
+        let _guest = Ending(guest.unwrap());
+        until("the guest's words", || log_has(&folders, "READY")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_no_qemu() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let spec = folders.spec(MACHINE);
+        let accelerator = tcg();
+        let process = tokio::select! {
+            started = Guest::start(&qemu, &accelerator, &spec) => panic!("without its disk: {started:?}"),
+            process = async {
+                loop {
+                    if let Some(process) = Guest::attach(&folders.paths).await.unwrap() {
+                        return process;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            } => process,
+        };
+        timeout(PATIENCE, process.exited()).await.unwrap();
+        assert!(Guest::attach(&folders.paths).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
 async fn a_stop_while_the_disk_server_is_away_stops_the_processors_at_once() {
     for qemu in qemus() {
         let folders = Folders::new();
@@ -239,14 +281,31 @@ async fn a_stop_while_the_disk_server_is_away_stops_the_processors_at_once() {
         serial.expect("READY\n").await;
         disk.kill();
         serial.send("w").await;
+        // The BIOS looks for the answer again and again: it is at it, and the request in flight, when time is used.
+        let pid = guest.pid();
+        let before = processor_ticks(pid);
+        until("the processor's work", || processor_ticks(pid) > before + 5).await;
         let qmp = guest.qmp().await.unwrap();
-        assert_eq!(timeout(PATIENCE, qmp.stop()).await.unwrap().unwrap(), Stopped::WaitingForDisks);
+        let stopped = timeout(PATIENCE, qmp.stop()).await.unwrap().unwrap();
+        let (old, new) = (Stopped::WaitingForDisks, Stopped::Unconfirmed);
+        let version = qemu.probe().await.unwrap().version;
+        assert_eq!(stopped, if version.major < 9 { old } else { new });
+        let before = processor_ticks(pid);
+        assert!(serial.is_silent(Duration::from_millis(500)).await);
+        assert!(processor_ticks(pid) <= before + 2, "the guest's processors stand still");
         let _disk = DiskServer::start(&image, &folders.paths.nbd(0)).await;
         // Answered only once the request in flight is.
         assert_eq!(timeout(PATIENCE, paused(&qmp)).await.unwrap(), RunState::Paused);
         qmp.cont().await.unwrap();
         serial.expect("b").await;
     }
+}
+
+/// Time that a process has used, in ticks of 10 ms.
+fn processor_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 async fn paused(qmp: &ev_vm::Qmp) -> RunState {
@@ -279,6 +338,65 @@ async fn uefi_finds_its_variables_again() {
 }
 
 #[tokio::test]
+async fn a_kernel_boots_with_its_command_line_and_initrd_without_any_disk() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let mut spec = folders.spec(MACHINE);
+        let initrd = folders.paths.library("initrd");
+        std::fs::write(&initrd, "content of the initrd\n").unwrap();
+        let command_line = "console=ttyS0 a=b,c".to_owned();
+        spec.boot = BootSource::Kernel { kernel: folders.kernel(), initrd: Some(initrd.clone()), command_line };
+        spec.disks.clear();
+        spec.vcpus = 3;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        until("the guest's words", || log_has(&folders, "console=ttyS0 a=b,c content of the initrdEND")).await;
+        guest.kill().unwrap();
+        timeout(PATIENCE, guest.exited()).await.unwrap();
+        // A file that QEMU's user may not read is named.
+        std::fs::set_permissions(&initrd, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let refused = Guest::start(&qemu, &tcg(), &spec).await;
+        assert!(matches!(&refused, Err(StartError::NotReadable { path }) if *path == initrd), "{refused:?}");
+    }
+}
+
+fn log_has(folders: &Folders, text: &str) -> bool {
+    std::fs::read_to_string(folders.paths.serial_log()).is_ok_and(|log| log.contains(text))
+}
+
+#[tokio::test]
+async fn an_iso_boots_before_the_disk() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let disk = folders.boot_disk();
+        std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        let _disk = DiskServer::start(&disk, &folders.paths.nbd(0)).await;
+        let mut spec = folders.spec(MACHINE);
+        spec.boot = BootSource::Iso(folders.boot_iso());
+        let _guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        until("the guest's words", || log_has(&folders, "READY")).await;
+    }
+}
+
+#[tokio::test]
+async fn all_disks_and_nics_have_their_places() {
+    for qemu in qemus() {
+        let folders = Folders::new();
+        let image = folders.boot_disk();
+        let mut spec = folders.spec(MACHINE);
+        let disk = spec.disks.remove(0);
+        let _disk = DiskServer::start(&image, &disk.nbd_socket).await;
+        spec.disks = vec![disk; ev_core::vm::DISKS_MAX];
+        spec.nics = vec![spec.nics[0]; ev_core::vm::NICS_MAX];
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let qmp = guest.qmp().await.unwrap();
+        let buses = qmp.execute("query-pci", serde_json::Value::Null).await.unwrap();
+        let slots: Vec<u64> =
+            buses[0]["devices"].as_array().unwrap().iter().map(|device| device["slot"].as_u64().unwrap()).collect();
+        assert!((4..=0x1b).all(|slot| slots.contains(&slot)), "{slots:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_keeps_qemu_from_starting_is_told() {
     let qemu = qemus().remove(0);
     let folders = Folders::new();
@@ -291,9 +409,9 @@ async fn what_keeps_qemu_from_starting_is_told() {
     spec.user = "root".to_owned();
     assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::User(_))));
     spec.user = USER.to_owned();
-    spec.boot = ev_vm::BootSource::Iso(folders.paths.library("no-such-file"));
+    spec.boot = BootSource::Iso(folders.paths.library("no-such-file"));
     assert!(matches!(Guest::start(&qemu, &tcg(), &spec).await, Err(StartError::File { .. })));
-    spec.boot = ev_vm::BootSource::Disk;
+    spec.boot = BootSource::Disk;
     spec.disks.clear();
     spec.memory_mib = 0;
     let error = Guest::start(&qemu, &tcg(), &spec).await.unwrap_err();

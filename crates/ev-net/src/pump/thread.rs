@@ -90,13 +90,13 @@ impl Pump {
                 return;
             }
             if ready.qemu_read {
-                self.from_guest();
+                self.carry_out();
             }
             if ready.tap {
-                self.from_network();
+                self.carry_in();
             }
             if ready.tap || ready.qemu_write {
-                self.to_guest();
+                self.hand_over();
             }
         }
     }
@@ -157,7 +157,7 @@ impl Pump {
     }
 
     /// One read, and all whole frames in it.
-    fn from_guest(&mut self) {
+    fn carry_out(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         match rustix::io::read(qemu, self.reader.space()) {
             Ok(0) => return self.disconnect(),
@@ -168,7 +168,7 @@ impl Pump {
         loop {
             match self.reader.next() {
                 Ok(Some(frame)) => {
-                    if self.learned.from_guest(self.mac, frame) {
+                    if self.learned.note_sent(self.mac, frame) {
                         self.shared.set_learned(self.learned.addresses());
                     }
                     self.outbound.take(frame);
@@ -182,7 +182,8 @@ impl Pump {
         }
     }
 
-    fn from_network(&mut self) {
+    /// A batch from the TAP into the buffer for QEMU.
+    fn carry_in(&mut self) {
         for _ in 0..BATCH_FRAMES_MAX {
             if !self.writer.has_room() {
                 return;
@@ -193,7 +194,7 @@ impl Pump {
                 Err(_) => return,
             };
             let frame = &self.frame[..bytes];
-            if self.learned.from_network(self.mac, frame) {
+            if self.learned.note_received(self.mac, frame) {
                 self.shared.set_learned(self.learned.addresses());
             }
             if self.qemu.is_some() {
@@ -206,7 +207,8 @@ impl Pump {
         }
     }
 
-    fn to_guest(&mut self) {
+    /// What waits in the buffer to QEMU, as far as it takes it.
+    fn hand_over(&mut self) {
         let Some(qemu) = &self.qemu else { return };
         if self.writer.waiting().is_empty() {
             return;

@@ -134,7 +134,12 @@ impl Qemu {
         if User::find(user).is_ok_and(|found| !found.may_use(Path::new("/dev/kvm"))) {
             return Accelerator::Tcg { reason: WhyNotKvm::NotPermitted { user: user.to_owned() } };
         }
-        match self.run_trial("kvm", user).await {
+        let mut result = self.run_trial("kvm", user).await;
+        if matches!(result, Err(TrialFailure::TimedOut { .. })) {
+            // The host may just have been busy, and to be wrong makes guests slow for long.
+            result = self.run_trial("kvm", user).await;
+        }
+        match result {
             Ok(()) => Accelerator::Kvm,
             Err(failure) => Accelerator::Tcg { reason: WhyNotKvm::TrialFailed(failure) },
         }

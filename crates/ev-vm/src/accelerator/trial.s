@@ -90,7 +90,7 @@ long_mode:
     mov     $'L', %al
     out     %al, $0xe9
 
-    # Handlers: 6 invalid opcode, 14 page fault, 0x40 timer; anything else ends in a triple fault.
+    # Handlers: 6 invalid opcode, 14 page fault, 0x40 timer, 0xff spurious; anything else ends in a triple fault.
     lidt    idt_pointer(%rip)
     mov     $6, %edi
     lea     on_invalid_opcode(%rip), %rsi
@@ -100,6 +100,9 @@ long_mode:
     call    set_handler
     mov     $0x40, %edi
     lea     on_timer(%rip), %rsi
+    call    set_handler
+    mov     $0xff, %edi
+    lea     on_spurious(%rip), %rsi
     call    set_handler
     movq    $STACK, TSS + 4         # stack for entries from user mode
     mov     $0x28, %eax
@@ -175,7 +178,11 @@ on_syscall:
     mov     $'U', %al
     out     %al, $0xe9
 
-    # T: a timer interrupt ends a loop that otherwise does not end.
+    # T: a timer interrupt ends a loop that otherwise does not end. The BIOS left the old interrupt controllers on,
+    # whose clock must not come in between.
+    mov     $0xff, %al
+    out     %al, $0x21
+    out     %al, $0xa1
     mov     $0xfee00000, %eax
     mov     %eax, %edi
     movl    $0x1ff, 0xf0(%rdi)      # enable, spurious vector 0xff
@@ -233,6 +240,9 @@ on_page_fault:
 on_timer:
     mov     $0x40, %ebx
     movl    $0, 0xb0(%rdi)          # end of interrupt
+    iretq
+
+on_spurious:
     iretq
 
     .balign 8

@@ -118,6 +118,10 @@ pub enum Stopped {
     /// The processors stand still; QEMU still waits for disk requests in flight (their server withholds the answers)
     /// and does nothing else until they are answered.
     WaitingForDisks,
+    /// QEMU has the command and says nothing. QEMU 9 and newer stop the processors, then wait for disk requests in
+    /// flight, and only then tell; so that is most likely what it does. What follows the command (`cont`) is carried
+    /// out after it.
+    Unconfirmed,
 }
 
 /// A connection to one QEMU. Clones share it; it ends with the last one. QEMU serves one client at a time.
@@ -242,10 +246,11 @@ impl Qmp {
         answer.get("status").and_then(Value::as_str).map(message::run_state).ok_or(QmpError::Protocol)
     }
 
-    /// Stops the guest's processors. Returns as soon as they stand still, even if disk requests are in flight.
+    /// Stops the guest's processors. Returns as soon as they are known to stand still, and soon in any case.
     ///
-    /// QEMU stops the processors first and says so by an event, then waits for its disks, and answers only after
-    /// that. A disk server that withholds its answers (an AM without lease) therefore delays the answer, not the stop.
+    /// QEMU stops the processors first, then waits for its disks, and answers only after that. A disk server that
+    /// withholds its answers (an AM without lease) therefore delays the answer, not the stop. QEMU before version 9
+    /// tells of the stop by an event before it waits; newer ones wait first.
     ///
     /// # Errors
     /// As [`Self::execute`].
@@ -267,6 +272,7 @@ impl Qmp {
             biased;
             answer = wait_for(&mut answer, deadline, COMMAND_TIME_MAX, "stop") => return answer.map(|_| Stopped::Drained),
             () = stopped => {}
+            () = tokio::time::sleep(STOP_SILENCE_TIME_MAX) => return Ok(Stopped::Unconfirmed),
         }
         match timeout(DRAIN_TIME_MAX, answer).await {
             Ok(Ok(answer)) => answer.map(|_| Stopped::Drained),
@@ -347,6 +353,9 @@ impl Qmp {
 /// How long [`Qmp::stop`] waits for disk requests in flight once the processors stand still, before it returns
 /// [`Stopped::WaitingForDisks`].
 pub const DRAIN_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// How long [`Qmp::stop`] waits for any word of QEMU before it returns [`Stopped::Unconfirmed`].
+pub const STOP_SILENCE_TIME_MAX: Duration = Duration::from_millis(500);
 
 async fn greeting(lines: &mut Lines) -> Result<(), QmpError> {
     match lines.next().await {

@@ -67,6 +67,36 @@ impl Folders {
         path
     }
 
+    /// A kernel that says its command line on the serial port; its module (initrd) too.
+    pub fn kernel(&self) -> PathBuf {
+        let path = self.paths.library("kernel");
+        std::fs::write(&path, assemble(&self.paths.state_dir, "kernel.s", "0x100000")).unwrap();
+        path
+    }
+
+    /// A CD-ROM image (ISO 9660 with El Torito, no emulation) that boots the boot sector.
+    pub fn boot_iso(&self) -> PathBuf {
+        const BLOCK: usize = 2048;
+        let mut bytes = vec![0; 64 * BLOCK];
+        let mut put = |block: usize, at: usize, content: &[u8]| {
+            let start = block * BLOCK + at;
+            bytes[start..start + content.len()].copy_from_slice(content);
+        };
+        put(16, 0, b"\x01CD001\x01");
+        put(17, 0, b"\x00CD001\x01EL TORITO SPECIFICATION");
+        put(17, 0x47, &19_u32.to_le_bytes());
+        put(18, 0, b"\xffCD001\x01");
+        // Catalogue: validation entry (its 16-bit words sum to zero), then the default entry: bootable, no emulation,
+        // 4 sectors from block 20.
+        put(19, 0, &[1]);
+        put(19, 28, &[0xaa, 0x55, 0x55, 0xaa]);
+        put(19, 32, &[0x88, 0, 0, 0, 0, 0, 4, 0, 20, 0, 0, 0]);
+        put(20, 0, &boot_sector(&self.paths.state_dir));
+        let path = self.paths.library("iso");
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
     pub fn spec(&self, machine: &str) -> GuestSpec {
         GuestSpec {
             name: "test, with a comma".to_owned(),
@@ -87,11 +117,16 @@ impl Folders {
 }
 
 fn boot_sector(folder: &Path) -> Vec<u8> {
+    assemble(folder, "boot_sector.s", "0x7c00")
+}
+
+/// A program in this folder, as it lies in memory from `address` on.
+fn assemble(folder: &Path, name: &str, address: &str) -> Vec<u8> {
     let (object, binary) = (folder.join("boot.o"), folder.join("boot.bin"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/boot_sector.s");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(name);
     assert!(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source).status().unwrap().success());
     let mut linker = Command::new("ld");
-    linker.args(["-m", "elf_i386", "--oformat", "binary", "-Ttext", "0x7c00", "-e", "start", "-o"]);
+    linker.args(["-m", "elf_i386", "--oformat", "binary", "-Ttext", address, "-e", "start", "-o"]);
     assert!(linker.arg(&binary).arg(&object).status().unwrap().success());
     std::fs::read(binary).unwrap()
 }
@@ -103,7 +138,7 @@ impl DiskServer {
     pub async fn start(file: &Path, socket: &Path) -> Self {
         let _ = std::fs::remove_file(socket);
         let mut command = Command::new("qemu-nbd");
-        command.args(["--format", "raw", "--persistent", "--shared", "4", "--discard", "unmap", "--socket"]);
+        command.args(["--format", "raw", "--persistent", "--shared", "32", "--discard", "unmap", "--socket"]);
         let child = command.arg(socket).arg(file).stdin(Stdio::null()).spawn().unwrap();
         let server = Self(child);
         until("the disk server's socket", || std::os::unix::net::UnixStream::connect(socket).is_ok()).await;
