@@ -22,7 +22,7 @@
 //! - InStep: it has every write that was acknowledged since, and takes part in each.
 
 pub mod acknowledge;
-mod coordinator;
+pub mod coordinator;
 pub mod extent;
 pub mod good;
 pub mod history;

@@ -12,6 +12,7 @@ use super::message::{
 };
 use super::superblock::LocalReplica;
 use crate::ids::{Generation, HostId};
+use crate::report::ReplicaState;
 
 /// What a replica is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +117,18 @@ impl Replica {
         self.link == Link::Up
     }
 
+    /// State of the replica, for people.
+    #[must_use]
+    pub fn state(&self) -> ReplicaState {
+        match self.local.info().health {
+            _ if self.local.failed => ReplicaState::Failed,
+            Health::Good => ReplicaState::Online,
+            Health::Copying => ReplicaState::Copying,
+            Health::Empty => ReplicaState::Stale,
+            Health::Failed => ReplicaState::Failed,
+        }
+    }
+
     /// Whether nothing is under way, so that the role can change. The link must have been closed.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -132,10 +145,10 @@ impl Replica {
     pub fn step(&mut self, input: ReplicaInput, out: &mut Vec<Action>) {
         match input {
             ReplicaInput::LinkUp => {
-                self.drop_link();
+                self.drop_link(out);
                 self.link = Link::Draining;
             }
-            ReplicaInput::LinkDown => self.drop_link(),
+            ReplicaInput::LinkDown => self.drop_link(out),
             ReplicaInput::Received(message) => self.received(message, out),
             ReplicaInput::LocalDone { op, ok } => self.local_done(op, ok, out),
             ReplicaInput::LocalHashes { op, hashes } => self.hashed(op, hashes, out),
@@ -147,12 +160,18 @@ impl Replica {
         self.advance(out);
     }
 
-    fn drop_link(&mut self) {
+    fn drop_link(&mut self, out: &mut Vec<Action>) {
         self.link = Link::Down;
         self.early_hello = None;
         self.sole = false;
         // What has not been started never will be; the coordinator sends it again.
-        self.ops.retain(|_, op| op.stage == Stage::Storage);
+        self.ops.retain(|op, entry| {
+            let started = entry.stage == Stage::Storage;
+            if !started {
+                out.push(Action::Forget { op: *op });
+            }
+            started
+        });
         for op in self.ops.values_mut() {
             op.answer = false;
         }
@@ -194,13 +213,17 @@ impl Replica {
             // The coordinator's own maps interest only when it asks us to go on alone, and then they come again.
             (Link::Up, Message::Regions { .. }) => {}
             (Link::Greeting | Link::Up, Message::KeepAlive) => out.push(Action::Send(Message::KeepAlive)),
+            // What came over a link that is gone.
+            (Link::Down | Link::Draining, Message::Write { op, .. } | Message::CopyData { op, .. }) => {
+                out.push(Action::Forget { op });
+            }
             (Link::Down | Link::Draining, _) => {}
             (Link::Greeting | Link::Up, _) => self.close(CloseReason::OutOfPlace, out),
         }
     }
 
     fn close(&mut self, reason: CloseReason, out: &mut Vec<Action>) {
-        self.drop_link();
+        self.drop_link(out);
         out.push(Action::CloseLink(reason));
     }
 

@@ -229,6 +229,12 @@ impl Coordinator {
         self.record
     }
 
+    /// Whether a copy or comparison is under way.
+    #[must_use]
+    pub fn is_copying(&self) -> bool {
+        self.copier.is_some()
+    }
+
     /// Progress of the copy under way, or of the last one.
     #[must_use]
     pub fn copy_progress(&self) -> Option<CopyProgress> {
