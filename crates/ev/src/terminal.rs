@@ -67,5 +67,6 @@ pub async fn join(stream: impl AsyncRead + AsyncWrite) -> Result<(), Failure> {
         result = output => result,
         result = input => result,
     }
+    .or_else(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     .map_err(|error| Failure::local(format!("the connection to the console broke: {error}")))
 }

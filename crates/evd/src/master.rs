@@ -1,12 +1,15 @@
 //! The pool master's work: one task owns the engine of `ev_core::availability::master`, tells it what happened, and
 //! proposes what it decides. On hosts that do not lead it only listens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ev_core::availability::master::{Master, Path};
+use ev_core::ids::HostId;
 use ev_core::pool::Command;
 use ev_core::report::AmReport;
+use ev_core::time::Instant;
 use ev_wire::peer::Directive;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -20,6 +23,8 @@ const TICK: Duration = Duration::from_millis(50);
 const REPORTS_WAITING_MAX: usize = 256;
 /// How long one proposal may take; the engine makes it again.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A new host may take so long until its first heartbeat.
+const ARRIVAL: Duration = Duration::from_secs(10);
 /// Proposals under way; while there are more, no further ones are made.
 const PROPOSALS_MAX: usize = 64;
 
@@ -54,7 +59,13 @@ impl MasterHandle {
 
 /// Runs until the task is ended.
 pub async fn run(member: Arc<Member>, engine: Engine) {
-    let mut work = Work { engine: Master::new(member.host), proposals: JoinSet::new(), alerts: JoinSet::new(), member };
+    let mut work = Work {
+        engine: Master::new(member.host),
+        proposals: JoinSet::new(),
+        alerts: JoinSet::new(),
+        awaited: BTreeMap::new(),
+        member,
+    };
     work.run(engine.0).await;
 }
 
@@ -64,6 +75,8 @@ struct Work {
     proposals: JoinSet<()>,
     /// Alerts; the engine asks for them again until they are committed, so one batch goes at a time.
     alerts: JoinSet<()>,
+    /// Since when hosts that were never heard are waited for.
+    awaited: BTreeMap<HostId, Instant>,
     member: Arc<Member>,
 }
 
@@ -116,6 +129,19 @@ impl Work {
         let _ = question.answer.send(directive);
     }
 
+    /// A host that has just joined and was never heard is not down: it is still on its way.
+    fn is_early(&mut self, command: &Command) -> bool {
+        let state = self.member.state();
+        let heard = self.member.ear.last();
+        let now = clock::now();
+        self.awaited.retain(|host, _| state.members.contains_key(host) && !heard.keys().any(|(from, _)| from == host));
+        let Command::AlertRaise { key, .. } = command else { return false };
+        state.hosts().filter(|host| *key == format!("host-down/{}", host.id)).any(|host| {
+            let never_heard = !heard.keys().any(|(from, _)| *from == host.id);
+            never_heard && now.since(*self.awaited.entry(host.id).or_insert(now)) < ARRIVAL
+        })
+    }
+
     fn look(&mut self) {
         for ((host, path), at) in self.member.ear.last() {
             if let Ok(path) = u8::try_from(path) {
@@ -132,6 +158,7 @@ impl Work {
         let (alerts, changes): (Vec<_>, Vec<_>) = commands
             .into_iter()
             .partition(|command| matches!(command, Command::AlertRaise { .. } | Command::AlertClear { .. }));
+        let alerts: Vec<Command> = alerts.into_iter().filter(|command| !self.is_early(command)).collect();
         for change in changes {
             tracing::info!(?change, "proposing");
             self.proposals.spawn(propose(Arc::clone(&self.member), vec![change]));

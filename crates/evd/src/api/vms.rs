@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use ev_api::library::LibraryView;
 use ev_api::vm::{BootSpec, DesiredChange, DesiredState, DiskSpec, DiskView, Done, NicSpec, VmCreate, VmView};
 use ev_api::{ApiError, ErrorCode};
-use ev_core::ids::{DiskId, HostId, MacAddress, VmId};
+use ev_core::ids::{DiskId, Generation, HostId, MacAddress, VmId};
 use ev_core::pool::{Command, Member as PoolMember, PoolState};
+use ev_core::report::ReplicaState;
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, LibraryFile, NicConfig, SECTOR_BYTES, VmConfig};
 use uuid::Uuid;
 
@@ -85,6 +87,7 @@ pub async fn create(State(app): State<Arc<App>>, Body(request): Body<VmCreate>) 
     let command = Command::VmCreate { id, name: request.name.clone(), config: Box::new(config), host: home.id };
     member.propose(command).await?;
     if request.start {
+        await_disks(&member, id).await?;
         member.propose(Command::VmDesire { id, desired: Desired::Running }).await?;
     }
     Ok(Json(shown(&member, &format!("uuid={id}"))?))
@@ -210,12 +213,45 @@ pub async fn desire(
         DesiredState::Reboot => Desired::Reboot,
         DesiredState::ForceReboot => Desired::ForceReboot,
     };
+    if desired == Desired::Running {
+        await_disks(&member, vm.id).await?;
+    }
     member.propose(Command::VmDesire { id: vm.id, desired }).await?;
     let mut notes = Vec::new();
     if desired == Desired::Running && !any_host_online(&member, &vm.hosts) {
         notes.push(format!("no host of {} is online: it starts when one is", vm.name));
     }
     Ok(Json(Done { notes }))
+}
+
+/// How long a new VM's host may take to make its disks.
+const NEW_DISKS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks at what its AM reports.
+const NEW_DISKS_LOOK: Duration = Duration::from_millis(50);
+
+/// A VM that was never started is not to be before its disks are there: from its first start on, a missing replica is
+/// a lost one and is never made anew.
+async fn await_disks(member: &Member, id: VmId) -> Result<(), ApiError> {
+    let until = tokio::time::Instant::now() + NEW_DISKS_TIMEOUT;
+    loop {
+        let state = member.state();
+        let Some(vm) = state.vms.get(&id) else { return Ok(()) };
+        let report = vm.authority.active.and_then(|home| member.live.reports_of(id).remove(&home));
+        let made = report.as_ref().is_some_and(|report| {
+            report.disks.len() == vm.config.disks.len()
+                && report.disks.iter().all(|disk| disk.local == ReplicaState::Online)
+        });
+        if made || vm.config.disks.is_empty() || vm.authority.generation > Generation::NONE.next() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= until {
+            let why = report.and_then(|report| report.disks.into_iter().find_map(|disk| disk.trouble));
+            let why = why.unwrap_or_else(|| "nothing is heard from its host".to_owned());
+            return Err(ApiError::new(ErrorCode::Refused, format!("the disks of {} are not made yet: {why}", vm.name))
+                .hint("the VM stays; remove the obstacle and start it with ev pvm-start"));
+        }
+        tokio::time::sleep(NEW_DISKS_LOOK).await;
+    }
 }
 
 fn any_host_online(member: &Member, hosts: &BTreeSet<HostId>) -> bool {
