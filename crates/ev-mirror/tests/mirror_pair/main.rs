@@ -138,7 +138,7 @@ fn the_state_before_an_interrupted_copy_can_be_had_back() {
     pair.a.kill();
     let b = pair.b.disk.take().unwrap();
     drop(b);
-    let paths = UndoPaths::beside(&pair.b.spec.metadata);
+    let paths = UndoPaths::beside(&pair.b.spec.replica);
     let file = ev_mirror::metadata::MetadataFile::open(
         &pair.b.spec.metadata,
         (pair.b.spec.pool, pair.b.spec.vm, pair.b.spec.disk, B),

@@ -109,6 +109,8 @@ impl Pair {
         pair.commit();
         pair.connect();
         pair.until_good(&[A, B]);
+        // The copy has left its regions in the write-intent log, for as long as the disk is not idle.
+        pair.a.disk().flush().unwrap();
         pair
     }
 
@@ -195,7 +197,7 @@ impl Pair {
     /// Flushes and closes both, and checks that the replicas are the same.
     pub fn close_and_compare(mut self) -> Vec<u8> {
         self.a.disk.take().unwrap().flush_and_close().unwrap();
-        self.b.disk.take().unwrap().flush_and_close().unwrap();
+        drop(self.b.disk.take());
         let (a, b) = (self.a.bytes(), self.b.bytes());
         assert!(a == b, "the replicas differ first at {:?}", a.iter().zip(&b).position(|(a, b)| a != b));
         a

@@ -250,6 +250,8 @@ impl Thread {
                 if self.role.as_ref().is_none_or(|(newest, _)| *newest <= generation) {
                     self.role = Some((generation, role));
                     self.role_set = false;
+                    // At once if possible: a link for this role may be the very next command.
+                    self.settle_role();
                 }
             }
             Command::Link(stream) => self.take_link(stream),

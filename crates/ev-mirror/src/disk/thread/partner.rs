@@ -45,7 +45,7 @@ impl Link {
 impl Thread {
     /// A new stream takes the place of the one in use.
     pub fn take_link(&mut self, stream: LinkStream) {
-        self.drop_link();
+        self.let_go_of_link();
         if matches!(self.engine, Engine::Idle(_)) {
             return;
         }
@@ -86,9 +86,17 @@ impl Thread {
         }
     }
 
-    /// Lets go of the link, if there is one, and tells the engine.
+    /// Lets go of the link, if there is one, tells the engine, and asks for another one.
     pub fn drop_link(&mut self) {
-        let Some(link) = self.link.take() else { return };
+        if self.let_go_of_link() {
+            self.asked_for_link = None;
+            self.ask_for_link();
+        }
+    }
+
+    /// Whether there was one.
+    fn let_go_of_link(&mut self) -> bool {
+        let Some(link) = self.link.take() else { return false };
         let _ = link.socket.shutdown(std::net::Shutdown::Both);
         self.old_links.push(link);
         self.tell(Told::LinkDown);
@@ -96,8 +104,7 @@ impl Thread {
             // What was not begun comes again with the next link.
             self.ops.retain(|_, op| op.busy);
         }
-        self.asked_for_link = None;
-        self.ask_for_link();
+        true
     }
 
     /// Tells the AM that a link is wanted, now and then.
