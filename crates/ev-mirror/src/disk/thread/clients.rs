@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::SyncSender;
 
@@ -12,6 +11,7 @@ use super::engine::Engine;
 use super::ring::Tag;
 use super::{Op, Origin, Thread};
 use crate::buffer::{IoBuffer, SendQueue};
+use crate::disk::spec::{DiskSpec, OpenError};
 use crate::nbd::{Allocation, AllocationExtent, Connection, DoneReply, Export, NbdError, ReadReply, Request, Zeroing};
 
 /// Requests of all clients under way at once. More are left in the clients' sockets until some are done.
@@ -47,44 +47,39 @@ pub enum Verdict {
     Failed,
 }
 
+/// The disk's NBD socket. It is there as soon as the disk is open, so that the AM can give it to QEMU's user.
+pub fn listen(spec: &DiskSpec) -> Result<Option<UnixListener>, OpenError> {
+    let Some(path) = &spec.nbd_socket else { return Ok(None) };
+    let _absent_is_fine = std::fs::remove_file(path);
+    let bound = UnixListener::bind(path).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map(Some).map_err(|source| OpenError::NbdSocket { path: path.clone(), source })
+}
+
 impl Thread {
-    /// Listens on the NBD socket while this host is the coordinator.
+    /// Takes NBD clients while this host is the coordinator. Others wait in the socket's queue until it is.
     pub fn serve(&mut self, serve: bool) {
-        match (&self.listener, &self.spec.nbd_socket) {
-            (None, Some(path)) if serve => {
-                let _absent_is_fine = std::fs::remove_file(path);
-                match UnixListener::bind(path) {
-                    Ok(listener) => {
-                        // The guest's QEMU runs as another user; the folder above says who may come here.
-                        let open = std::fs::Permissions::from_mode(0o666);
-                        if let Err(error) =
-                            std::fs::set_permissions(path, open).and_then(|()| listener.set_nonblocking(true))
-                        {
-                            tracing::error!(path = %path.display(), %error, "the NBD socket can't be opened to QEMU's user; check the run folder");
-                        }
-                        self.listener = Some(listener);
-                        self.accepting = false;
-                    }
-                    Err(error) => {
-                        self.trouble(format!("can't listen on {}: {error}; check the run folder", path.display()))
-                    }
-                }
+        self.serving = serve;
+        if !serve {
+            for number in self.clients.numbers() {
+                self.turn_out(number);
             }
-            (Some(listener), _) if !serve => {
-                // Ends the poll that is under way on it.
-                let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
-                self.listener = None;
-                for number in self.clients.numbers() {
-                    self.turn_out(number);
-                }
-            }
-            (Some(_) | None, _) => {}
+        }
+    }
+
+    /// Ends the poll that is under way on the socket.
+    pub fn stop_listening(&mut self) {
+        self.serve(false);
+        if let Some(listener) = self.listener.take() {
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
         }
     }
 
     pub fn pump_listener(&mut self) -> io::Result<()> {
         let Some(listener) = &self.listener else { return Ok(()) };
-        if !self.accepting {
+        if self.serving && !self.accepting {
             self.accepting = true;
             self.ring.poll(listener.as_raw_fd(), Tag::Accept)?;
         }
@@ -93,6 +88,9 @@ impl Thread {
 
     pub fn accept(&mut self) {
         self.accepting = false;
+        if !self.serving {
+            return;
+        }
         while let Some(Ok((socket, _))) = self.listener.as_ref().map(UnixListener::accept) {
             if self.clients.numbers().len() >= CLIENTS_MAX {
                 tracing::warn!(disk = %self.spec.disk, "too many NBD clients; one was turned away");

@@ -101,6 +101,8 @@ pub struct Thread {
     locals: Slots<Local>,
     maps_busy: bool,
     listener: Option<UnixListener>,
+    /// Whether clients are taken.
+    serving: bool,
     accepting: bool,
     clients: Slots<Client>,
     requests: usize,
@@ -136,6 +138,7 @@ impl Thread {
     /// Opens the files. [`Thread::run`] is then to be called on a thread of its own, where the ring is made.
     pub fn open(spec: DiskSpec, instance: u64, shared: Shared) -> Result<Self, OpenError> {
         let (store, local) = Store::open(&spec, instance)?;
+        let listener = clients::listen(&spec)?;
         Ok(Self {
             gate: shared.gate,
             report: shared.report,
@@ -154,7 +157,8 @@ impl Thread {
             next_op: 0,
             locals: Slots::default(),
             maps_busy: false,
-            listener: None,
+            listener,
+            serving: false,
             accepting: false,
             clients: Slots::default(),
             requests: 0,
@@ -273,7 +277,7 @@ impl Thread {
 
     fn end(&mut self) {
         self.ending = true;
-        self.serve(false);
+        self.stop_listening();
         self.drop_link();
     }
 
