@@ -329,6 +329,8 @@ impl Coordinator {
             }
             copier.copied.pop_front();
             self.local.log.clear_out_of_sync(region);
+            // Its write-intent bit was set for the copy; it stays only if the guest has written the region since.
+            self.settling.leave_log(region, &mut self.local.log);
         }
         self.local.log.want_commit();
     }

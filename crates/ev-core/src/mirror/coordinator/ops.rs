@@ -311,7 +311,8 @@ impl Coordinator {
         let Some(entry) = self.ops.remove(&op) else { return };
         match entry.task {
             Task::Write(write) => {
-                self.settling.write_ends(self.local.log.geometry().regions_of(write.extent));
+                let tracked = self.partner.takes_part() || self.required().partner;
+                self.settling.write_ends(self.local.log.geometry().regions_of(write.extent), tracked);
                 self.release(op, out);
             }
             Task::Flush | Task::Settle => {

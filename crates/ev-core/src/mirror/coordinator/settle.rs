@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::super::log::INTENT_REGIONS_MAX;
+use super::super::log::{INTENT_REGIONS_MAX, RegionLog};
 use super::super::message::{Action, OpId};
 use super::Coordinator;
 use super::op::Task;
@@ -45,9 +45,13 @@ impl Settling {
         }
     }
 
-    pub fn write_ends(&mut self, regions: std::ops::Range<u64>) {
+    /// `tracked`: the regions are in the write-intent log, so that it matters when they were last written.
+    pub fn write_ends(&mut self, regions: std::ops::Range<u64>, tracked: bool) {
         for region in regions {
             self.let_go(region);
+            if !tracked && self.activity.get(&region).is_some_and(|activity| activity.in_flight == 0) {
+                self.activity.remove(&region);
+            }
         }
     }
 
@@ -85,6 +89,14 @@ impl Settling {
         self.activity.get(&region).is_none_or(|a| a.in_flight == 0 && self.is_covered(a.touched))
     }
 
+    /// Takes a settled region out of the write-intent log.
+    pub fn leave_log(&mut self, region: u64, log: &mut RegionLog) {
+        if self.is_settled(region) {
+            log.clear_intent(region);
+            self.activity.remove(&region);
+        }
+    }
+
     fn touched(&self, region: u64) -> u64 {
         self.activity.get(&region).map_or(0, |activity| activity.touched)
     }
@@ -120,8 +132,7 @@ impl Coordinator {
             if self.local.log.intent_count() <= limit {
                 break;
             }
-            self.local.log.clear_intent(region);
-            self.settling.activity.remove(&region);
+            self.settling.leave_log(region, &mut self.local.log);
         }
         self.local.log.want_commit();
     }
