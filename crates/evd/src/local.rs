@@ -8,9 +8,11 @@ pub mod process;
 mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use ev_core::ids::VmId;
 use ev_net::Links;
 use tokio::task::JoinSet;
@@ -35,6 +37,9 @@ struct Shared {
 /// Runs until the task is ended; AMs go on without it.
 pub async fn run(app: Arc<App>, member: Arc<Member>) {
     let links = Links::open().map_err(|error| tracing::error!(%error, "cannot set up bridges")).ok();
+    if let Err(error) = close_run_folder(&app.config.run_dir.join("vms"), &app.config.qemu_user) {
+        tracing::error!(error = %format!("{error:#}"), "guests cannot be started on this host");
+    }
     let shared = Shared { app, member, links };
     let mut states = shared.member.states();
     let mut tasks = JoinSet::new();
@@ -62,6 +67,22 @@ pub async fn run(app: Arc<App>, member: Arc<Member>) {
             running.entry(id).or_insert_with(|| tasks.spawn(vm::run(shared.clone(), id)).id());
         }
     }
+}
+
+/// The VMs' run folders lie in one that only root and QEMU's group can get into: the sockets in them ask nothing.
+fn close_run_folder(folder: &Path, qemu_user: &str) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let users = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    let group = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == qemu_user).then(|| fields.nth(2)?.parse::<u32>().ok()).flatten()
+    });
+    let group = group.with_context(|| {
+        format!("there is no user {qemu_user} on this host: make it (useradd --system {qemu_user}) or name another as qemu_user in evd.toml")
+    })?;
+    std::os::unix::fs::chown(folder, None, Some(group))?;
+    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o710))?;
+    Ok(())
 }
 
 /// VMs that have a folder here.
