@@ -1,4 +1,4 @@
-//! What a guest is made of, with every file and socket named: the input of [`crate::args::command_line`].
+//! What a guest is made of, with every file and socket named: what QEMU's command line is made of.
 
 use std::path::{Path, PathBuf};
 
