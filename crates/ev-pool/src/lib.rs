@@ -19,3 +19,6 @@ pub use node::{Leadership, MemberStatus, PoolNode, PoolNodeConfig, PoolStatus, R
 pub use propose::{ChangeError, ConfirmError, ProposeError, Reconciled};
 pub use store::OpenError;
 pub use types::MemberAt;
+
+/// Log filter for daemons: the consensus library calls each message that it could not send an error.
+pub const DEFAULT_LOG_FILTER: &str = "info,openraft=off";

@@ -114,6 +114,8 @@ pub struct PoolStatus {
     pub last_log: Option<u64>,
     pub applied: Option<u64>,
     pub snapshot: Option<u64>,
+    /// Why the consensus has stopped for good, if it has; see [`PoolNode::failed`].
+    pub stopped: Option<String>,
 }
 
 /// A member; cheap to clone. It stops when the last clone is dropped, or by [`Self::shutdown`].
@@ -243,6 +245,7 @@ impl PoolNode {
             last_log: last,
             applied: metrics.last_applied.map(|id| id.index),
             snapshot: metrics.snapshot.map(|id| id.index),
+            stopped: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
     }
 

@@ -22,7 +22,9 @@ pub use authority::{
     AuthorityError, NewKey, PoolAuthority, SelfSigned, create_authority, new_key_and_request, self_signed, sign_request,
 };
 pub use pinned::client_config_pinned;
-pub use tls::{Identity, IdentityError, client_config_for_authority, peer_of_certificates, server_name};
+pub use tls::{
+    Identity, IdentityError, client_config_for_authority, peer_of_certificates, server_config_for, server_name,
+};
 
 /// What a member may do by its certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

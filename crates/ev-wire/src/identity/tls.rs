@@ -151,6 +151,22 @@ pub fn client_config_for_authority(authority_certificate_pem: &str) -> Result<Ar
     Ok(Arc::new(config))
 }
 
+/// For a server that belongs to no pool yet, with a certificate that its clients know by fingerprint.
+///
+/// # Errors
+/// When certificate and key are damaged or don't fit.
+pub fn server_config_for(certificate_pem: &str, key_pem: &str) -> Result<Arc<ServerConfig>, IdentityError> {
+    let leaf = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| IdentityError::NotPem)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|_| IdentityError::NotPem)?;
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider knows TLS 1.3")
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf], key)
+        .map_err(|error| IdentityError::Unfit(error.to_string()))?;
+    Ok(Arc::new(config))
+}
+
 /// The name to ask a member of `pool` for, whatever its address.
 #[must_use]
 pub fn server_name(pool: PoolId) -> ServerName<'static> {
