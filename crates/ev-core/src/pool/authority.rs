@@ -101,7 +101,8 @@ pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Option<Authori
         record.active = None;
     }
     record.standby = standby(&record, hosts);
-    if record == vm.authority {
+    // Other hosts are another record, even if nothing else in it changes: AMs act on a generation once.
+    if record == vm.authority && *hosts == vm.hosts {
         return Ok(None);
     }
     record.generation = record.generation.next();

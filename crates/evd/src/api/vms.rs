@@ -226,6 +226,8 @@ pub async fn desire(
 
 /// How long a new VM's host may take to make its disks.
 const NEW_DISKS_TIMEOUT: Duration = Duration::from_secs(20);
+/// A VM that is made (1) and placed on a second host (2) was not started yet.
+const NEVER_STARTED_MAX: Generation = Generation(2);
 /// Between two looks at what its AM reports.
 const NEW_DISKS_LOOK: Duration = Duration::from_millis(50);
 
@@ -241,7 +243,7 @@ async fn await_disks(member: &Member, id: VmId) -> Result<(), ApiError> {
             report.disks.len() == vm.config.disks.len()
                 && report.disks.iter().all(|disk| disk.local == ReplicaState::Online)
         });
-        if made || vm.config.disks.is_empty() || vm.authority.generation > Generation::NONE.next() {
+        if made || vm.config.disks.is_empty() || vm.authority.generation > NEVER_STARTED_MAX {
             return Ok(());
         }
         if tokio::time::Instant::now() >= until {
