@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::authority;
 use super::command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 use super::state::{
-    Alert, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState, Settings,
-    Severity, Token, VMS_MAX,
+    ADMIN_TOKENS_MAX, ALERTS_MAX, Alert, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network,
+    PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
 };
 use crate::authority::{Authority, AuthorityChange, Power};
 use crate::ids::{Generation, HostId, MemberId, NetworkId, VmId};
@@ -35,8 +35,8 @@ impl PoolState {
             Command::PoolCreate { pool, first, network, admin_token } => {
                 self.create(pool, *first, network, admin_token)
             }
-            Command::AdminTokenAdd { hash } => Ok(self.add_admin_token(hash)),
-            Command::TokenAdd { hash, token } => Ok(self.add_token(hash, token)),
+            Command::AdminTokenAdd { hash } => self.add_admin_token(hash),
+            Command::TokenAdd { hash, token } => self.add_token(unix_ms, hash, token),
             Command::MemberJoin { token_hash, member } => self.join(&token_hash, unix_ms, *member),
             Command::MemberAdd { member } => self.add_member(*member),
             Command::MemberUpdate { member } => self.update_member(*member),
@@ -54,7 +54,7 @@ impl PoolState {
                 self.add_event(unix_ms, severity, object, text);
                 Ok(Outcome::Done)
             }
-            Command::AlertRaise { key, alert } => Ok(self.raise_alert(key, alert)),
+            Command::AlertRaise { key, alert } => self.raise_alert(key, alert),
             Command::AlertClear { key } => Ok(self.clear_alert(&key, unix_ms)),
         }
     }
@@ -74,25 +74,41 @@ impl PoolState {
         Ok(Outcome::Done)
     }
 
-    fn add_admin_token(&mut self, hash: String) -> Outcome {
+    fn add_admin_token(&mut self, hash: String) -> Result<Outcome, Refusal> {
+        if self.admin_tokens.len() >= ADMIN_TOKENS_MAX {
+            return Err(Refusal::TooMany(ADMIN_TOKENS_MAX));
+        }
         self.admin_tokens.insert(hash);
-        Outcome::Done
+        Ok(Outcome::Done)
     }
 
     /// Drops tokens that can never be used again, so that their number stays small.
-    fn add_token(&mut self, hash: String, token: Token) -> Outcome {
-        self.tokens.retain(|_, old| !old.used);
+    fn add_token(&mut self, unix_ms: u64, hash: String, token: Token) -> Result<Outcome, Refusal> {
+        self.tokens.retain(|_, old| !old.used && unix_ms < old.expires_unix_ms);
+        if self.tokens.len() >= TOKENS_MAX {
+            return Err(Refusal::TooMany(TOKENS_MAX));
+        }
         self.tokens.insert(hash, token);
-        Outcome::Done
+        Ok(Outcome::Done)
     }
 
     fn join(&mut self, token_hash: &str, now_unix_ms: u64, member: Member) -> Result<Outcome, Refusal> {
         let token = self.tokens.get(token_hash).ok_or(Refusal::TokenUnknown)?;
+        let lets_in = match token.purpose {
+            TokenPurpose::JoinHost => MemberKind::Host,
+            TokenPurpose::JoinQuorumServer => MemberKind::QuorumServer,
+        };
+        if member.kind != lets_in {
+            return Err(Refusal::TokenForOther);
+        }
         if token.used {
             return Err(Refusal::TokenUsed);
         }
         if now_unix_ms >= token.expires_unix_ms {
             return Err(Refusal::TokenExpired);
+        }
+        if let Some(known) = self.members.values().find(|known| known.uuid == member.uuid) {
+            return Err(Refusal::MemberKnown(known.name.clone()));
         }
         let outcome = self.add_member(member)?;
         if let Some(token) = self.tokens.get_mut(token_hash) {
@@ -118,7 +134,14 @@ impl PoolState {
     }
 
     fn update_member(&mut self, member: Member) -> Result<Outcome, Refusal> {
+        check_name(&member.name)?;
+        if self.member_named(&member.name).is_some_and(|other| other.id != member.id) {
+            return Err(Refusal::NameTaken(member.name));
+        }
         let known = self.members.get_mut(&member.id).ok_or(Refusal::NoSuchMember)?;
+        if known.kind != member.kind || known.uuid != member.uuid {
+            return Err(Refusal::OtherMember(known.name.clone()));
+        }
         *known = member;
         Ok(Outcome::Done)
     }
@@ -163,6 +186,12 @@ impl PoolState {
 
     fn set_settings(&mut self, settings: Settings) -> Result<Outcome, Refusal> {
         check_settings(&settings).map_err(Refusal::BadSettings)?;
+        let leased = |vm: &&Vm| vm.level != Level::Unprotected && vm.authority.power != Power::Off;
+        if settings.lease_ms < self.settings.lease_ms
+            && let Some(vm) = self.vms.values().find(leased)
+        {
+            return Err(Refusal::LeasesOut(vm.name.clone()));
+        }
         self.settings = settings;
         Ok(Outcome::Done)
     }
@@ -216,7 +245,14 @@ impl PoolState {
         if config.vcpus == 0 {
             return Err(Refusal::TooFewDevices("virtual processor".to_owned()));
         }
+        if config.memory_mib == 0 {
+            return Err(Refusal::TooFewDevices("MiB of memory".to_owned()));
+        }
+        let mut disks: BTreeSet<_> = self.vms.values().flat_map(|vm| &vm.config.disks).map(|disk| disk.id).collect();
         for (index, disk) in config.disks.iter().enumerate() {
+            if !disks.insert(disk.id) {
+                return Err(Refusal::DiskTaken { index, disk: disk.id });
+            }
             if disk.size_bytes == 0 || disk.size_bytes % SECTOR_BYTES != 0 {
                 return Err(Refusal::DiskSize { index, size_bytes: disk.size_bytes });
             }
@@ -273,13 +309,14 @@ impl PoolState {
         if let Some(active) = vm.authority.active.filter(|active| runs && !hosts.contains(active)) {
             return Err(Refusal::ActiveHostLeftOut(self.member_name(active)));
         }
+        if vm.level == level && vm.hosts == hosts {
+            return Ok(Outcome::Done);
+        }
         let record = authority::placed(vm, &hosts)?;
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.level = level;
             vm.hosts = hosts;
-            if let Some(record) = record {
-                vm.authority = record;
-            }
+            vm.authority = record;
         }
         Ok(Outcome::Done)
     }
@@ -308,15 +345,16 @@ impl PoolState {
         }
     }
 
-    fn raise_alert(&mut self, key: String, mut alert: Alert) -> Outcome {
+    fn raise_alert(&mut self, key: String, mut alert: Alert) -> Result<Outcome, Refusal> {
         match self.alerts.get(&key) {
-            Some(old) if old.text == alert.text && old.severity == alert.severity => return Outcome::Done,
+            Some(old) if old.text == alert.text && old.severity == alert.severity => return Ok(Outcome::Done),
             Some(old) => alert.since_unix_ms = old.since_unix_ms,
+            None if self.alerts.len() >= ALERTS_MAX => return Err(Refusal::TooMany(ALERTS_MAX)),
             None => {}
         }
         self.add_event(alert.since_unix_ms, alert.severity, alert.object.clone(), alert.text.clone());
         self.alerts.insert(key, alert);
-        Outcome::Done
+        Ok(Outcome::Done)
     }
 
     fn clear_alert(&mut self, key: &str, unix_ms: u64) -> Outcome {

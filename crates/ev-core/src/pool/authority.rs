@@ -88,8 +88,9 @@ pub(super) fn standby(record: &Authority, hosts: &BTreeSet<HostId>) -> Option<Ho
     hosts.iter().copied().find(|host| Some(*host) != record.active && record.holds_all_good(*host))
 }
 
-/// The record after the VM's hosts were changed to `hosts`; `None` if the record need not change.
-pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Option<Authority>, Refusal> {
+/// The record after the VM's level or hosts were changed. Its generation rises in any case: an AM that holds an older
+/// level or older hosts is known to hold an older record, and a late copy of it can't undo the newer one.
+pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Authority, Refusal> {
     let mut record = vm.authority.clone();
     for good in record.good.values_mut() {
         good.retain(|host| hosts.contains(host));
@@ -101,10 +102,6 @@ pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Option<Authori
         record.active = None;
     }
     record.standby = standby(&record, hosts);
-    // Other hosts are another record, even if nothing else in it changes: AMs act on a generation once.
-    if record == vm.authority && *hosts == vm.hosts {
-        return Ok(None);
-    }
     record.generation = record.generation.next();
-    Ok(Some(record))
+    Ok(record)
 }

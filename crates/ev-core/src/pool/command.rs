@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Alert, Member, Network, PoolInfo, Settings, Severity, Token};
 use crate::authority::{Authority, AuthorityChange};
-use crate::ids::{Generation, HostId, MemberId, NetworkId, VmId};
+use crate::ids::{DiskId, Generation, HostId, MemberId, NetworkId, VmId};
 use crate::vm::{Desired, Level, VmConfig};
 
 /// A command and the time at which the member that proposed it did so: one entry of the replicated log. State changes
@@ -61,7 +61,7 @@ pub enum Command {
     SettingsSet {
         settings: Settings,
     },
-    /// Creates a VM at level 0 on one host. `overwrite` says nothing here: replicas are made by the host.
+    /// Creates a VM at level 0 on one host, which then makes the replicas.
     VmCreate {
         id: VmId,
         name: String,
@@ -81,7 +81,7 @@ pub enum Command {
         desired: Desired,
     },
     /// Changes the level and the hosts (protect, unprotect, move of the standby). Hosts that are taken away lose
-    /// their replicas' good standing in the same step.
+    /// their replicas' good standing in the same step, and the record's generation rises.
     VmPlace {
         id: VmId,
         level: Level,
@@ -137,6 +137,12 @@ pub enum Refusal {
     TokenUsed,
     #[error("the token has expired: ask for a new one (ev host-token)")]
     TokenExpired,
+    #[error("the token is for another kind of member: ask for one of the right kind (ev host-token, ev quorum-add)")]
+    TokenForOther,
+    #[error("this machine is already a member, under the name {0}: remove that member first (ev host-remove)")]
+    MemberKnown(String),
+    #[error("the update is of another machine than member {0}: nothing was changed")]
+    OtherMember(String),
     #[error("the pool has {0} members, the most that it can have: remove one first")]
     TooManyMembers(usize),
     #[error("no such member: ev host-list shows them")]
@@ -157,6 +163,8 @@ pub enum Refusal {
     VmRuns(String),
     #[error("disk {index} has {size_bytes} bytes, which is not a multiple of 512: round it up")]
     DiskSize { index: usize, size_bytes: u64 },
+    #[error("disk {index} would have the identity of a disk of the pool, {disk}: draw a new one")]
+    DiskTaken { index: usize, disk: DiskId },
     #[error("a VM has at most {max} {what}: this one would have {asked}")]
     TooManyDevices { what: String, max: usize, asked: usize },
     #[error("a VM needs at least one {0}")]
@@ -185,6 +193,8 @@ pub enum Refusal {
     NotRunning,
     #[error("{0}")]
     BadSettings(SettingsFault),
+    #[error("the lease can't be shortened while protected VMs run ({0} does): longer ones are out; end them first")]
+    LeasesOut(String),
 }
 
 /// A combination of times that would break a rule.

@@ -7,10 +7,14 @@ mod apply;
 mod authority;
 mod command;
 mod events;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod state;
+#[cfg(test)]
+mod tests;
 
-pub use command::{Command, Outcome, Refusal, Stamped};
+pub use command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 pub use state::{
-    Alert, CpuFacts, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState,
-    Settings, Severity, Token, TokenPurpose, VMS_MAX,
+    ADMIN_TOKENS_MAX, ALERTS_MAX, Alert, CpuFacts, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX,
+    Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
 };

@@ -15,6 +15,12 @@ pub const MEMBERS_MAX: usize = 16;
 pub const NETWORKS_MAX: usize = 64;
 /// Most VMs of a pool; one more is refused. Each has a TCP port for its AMs.
 pub const VMS_MAX: usize = 1_000;
+/// Most one-time tokens that were neither used nor have expired; one more is refused.
+pub const TOKENS_MAX: usize = 100;
+/// Most API tokens of administrators; one more is refused.
+pub const ADMIN_TOKENS_MAX: usize = 100;
+/// Most active alerts; one more is refused (and raised when another one is over).
+pub const ALERTS_MAX: usize = 10_000;
 /// Events kept; the oldest is dropped for one more.
 pub const EVENTS_MAX: usize = 10_000;
 

@@ -370,7 +370,7 @@ fn first_state() -> PoolState {
     let hosts = [MemberId(1), MemberId(2)].into_iter().collect();
     apply(Command::VmPlace { id: VM, level: Level::Component, hosts });
     let change = AuthorityChange::ReplicaGood { disk: DISK, host: MemberId(2) };
-    apply(Command::VmAuthority { id: VM, if_generation: Generation(1), change });
+    apply(Command::VmAuthority { id: VM, if_generation: Generation(2), change });
     apply(Command::VmDesire { id: VM, desired: Desired::Running });
     state
 }

@@ -1,0 +1,9 @@
+//! One file for each kind of command, and one for what holds whatever is asked.
+
+mod alerts;
+mod authority;
+mod members;
+mod placement;
+mod properties;
+mod settings;
+mod vms;
