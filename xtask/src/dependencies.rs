@@ -68,7 +68,7 @@ fn complaints(package: &Package, rules: &Rules) -> Vec<String> {
     let Some(source) = &package.source else { return Vec::new() };
     let name = format!("{} {}", package.name, package.version);
     let mut complaints = Vec::new();
-    if !source.contains("crates.io") {
+    if !source.starts_with("registry+") {
         complaints.push(format!("{name}: comes from {source}; use a released version"));
     }
     if rules.bans.deny.iter().any(|ban| ban.name == package.name) {

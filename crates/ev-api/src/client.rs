@@ -253,7 +253,8 @@ impl Client {
                     let stream = UnixStream::connect(path).await.map_err(|source| {
                         ClientError::Unreachable(Box::new(Unreachable { address: path.display().to_string(), source }))
                     })?;
-                    return Ok((Box::new(stream) as BoxStream, "localhost".to_owned()));
+                    let stream: BoxStream = Box::new(stream);
+                    return Ok((stream, "localhost".to_owned()));
                 }
                 Target::Remote { addresses, token } => (addresses, token),
             };

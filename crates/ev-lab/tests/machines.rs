@@ -65,7 +65,7 @@ fn a_killed_host_keeps_what_was_flushed_and_loses_the_rest() {
     fs::write(vms.join("unflushed"), "lost").expect("writes");
     let sleeper = lab.command("h1", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
     // A process of another host sees the disks of this one, too, and must not keep them from going.
-    let _bystander = lab.command("h2", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
+    let mut bystander = lab.command("h2", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
 
     lab.kill("h1").expect("the power goes");
     assert_eq!(lab.power("h1").expect("known"), PowerState::Off);
@@ -77,6 +77,9 @@ fn a_killed_host_keeps_what_was_flushed_and_loses_the_rest() {
     assert_eq!(fs::read_to_string(vms.join("flushed")).expect("still there"), "kept");
     assert!(!vms.join("unflushed").exists());
     assert!(lab.reaches("h2", "10.10.0.11"));
+
+    assert!(bystander.try_wait().expect("ours").is_none(), "the other host went on");
+    bystander.kill().and_then(|()| bystander.wait()).expect("ours");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! When to stand for election: decided here, carried out by [`crate::driver`].
+//! When to stand for election: decided here, carried out by the private module `driver`.
 //!
 //! The consensus library's own election timer is off. It would wait for a lease and a random time one after the
 //! other, and a member that was cut off would come back with a higher term and unseat a working leader. Instead a

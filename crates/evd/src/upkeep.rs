@@ -37,10 +37,10 @@ pub async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
 
 /// Finishes a join that was interrupted, then tells the pool what has changed on this host.
 async fn settle(app: Arc<App>, member: Arc<Member>, file: MemberFile) {
-    while file.phase == Phase::Joining {
-        match join::arrive(&app, &member, &file).await {
-            Ok(()) => break,
-            Err(error) => tracing::warn!(%error, "the join goes on"),
+    if file.phase == Phase::Joining {
+        while let Err(error) = join::arrive(&app, &member, &file).await {
+            tracing::warn!(%error, "the join goes on");
+            tokio::time::sleep(INTERVAL).await;
         }
     }
     let mut states = member.states();

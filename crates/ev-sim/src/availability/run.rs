@@ -45,14 +45,14 @@ pub fn run(seed: u64) -> Summary {
 fn step(world: &mut World) {
     elect(world);
     world.deliver();
-    if world.now_ms % 100 == 0 {
+    if world.now_ms.is_multiple_of(100) {
         world.heartbeats();
     }
     for index in 0..2 {
         if world.hosts[index].life != Life::Up {
             continue;
         }
-        if world.now_ms % 50 == 0 {
+        if world.now_ms.is_multiple_of(50) {
             tick_master(world, index);
         }
         if world.hosts[index].keeper.is_none() && world.rng.per_mille(20) {
@@ -148,7 +148,7 @@ fn partner(world: &mut World, index: usize) {
     if !reachable && for_ms == PARTNER_TIMEOUT_MS {
         world.keep(index, Event::ReplicaLost { disk: DISK, host });
     }
-    if reachable && for_ms >= COPY_MS && for_ms % COPY_MS == 0 {
+    if reachable && for_ms >= COPY_MS && for_ms.is_multiple_of(COPY_MS) {
         world.keep(index, Event::ReplicaGood { disk: DISK, host });
     }
 }
