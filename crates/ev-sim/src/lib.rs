@@ -4,4 +4,5 @@
 //! that one alone.
 
 pub mod availability;
+pub mod mirror;
 pub mod rng;

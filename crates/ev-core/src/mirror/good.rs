@@ -76,10 +76,12 @@ mod tests {
                 assert_eq!(give_up(local_only, failed, partner), GiveUp::Neither);
                 assert_eq!(give_up(partner_only, failed, partner), GiveUp::Neither);
             }
-            let both = Required { local: true, partner: true };
-            assert_eq!(give_up(both, true, partner), GiveUp::Local, "a failed disk is given up, not a silent partner");
-            assert_eq!(give_up(both, true, PartnerView::Behind), GiveUp::Neither, "neither holds everything");
-            assert_eq!(give_up(both, false, PartnerView::Behind), GiveUp::Partner);
         }
+        let both = Required { local: true, partner: true };
+        for partner in [PartnerView::InStep, PartnerView::Waiting, PartnerView::Lost] {
+            assert_eq!(give_up(both, true, partner), GiveUp::Local, "a failed disk is given up, not a silent partner");
+        }
+        assert_eq!(give_up(both, true, PartnerView::Behind), GiveUp::Neither, "neither holds everything");
+        assert_eq!(give_up(both, false, PartnerView::Behind), GiveUp::Partner);
     }
 }

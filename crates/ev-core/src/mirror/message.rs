@@ -195,6 +195,8 @@ pub enum CloseReason {
     OlderRecord,
     #[error("the partner sent what this side's role cannot receive")]
     OutOfPlace,
+    #[error("a copy that stood still is tried again")]
+    CopyAgain,
     #[error("this side's role in the record has changed")]
     RoleChanged,
 }

@@ -372,10 +372,9 @@ impl Replica {
 
     fn hashed(&mut self, op: OpId, hashes: Option<Vec<BlockHash>>, out: &mut Vec<Action>) {
         let Some(entry) = self.ops.remove(&op) else { return };
-        match hashes {
-            Some(hashes) if entry.answer => out.push(Action::Send(Message::Hashes { op, hashes })),
-            None if entry.answer => self.answer(op, Outcome::Failed, out),
-            Some(_) | None => {}
+        if entry.answer {
+            // Blocks that can't be read have no hash, so that they are written; that mends them, or shows that they can't be.
+            out.push(Action::Send(Message::Hashes { op, hashes: hashes.unwrap_or_default() }));
         }
         out.push(Action::Forget { op });
     }

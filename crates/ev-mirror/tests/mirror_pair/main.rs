@@ -86,7 +86,8 @@ fn a_first_copy_is_full_moves_what_differs_and_lets_the_guest_write_on() {
     });
     pair.until_good(&[A, B]);
     writer.join().unwrap();
-    let copy = pair.a.disk().report().copy.expect("a copy took place");
+    let copy = pair.until_report("the end of the copy", |report| report.partner == Some(ReplicaState::Online));
+    let copy = copy.copy.expect("a copy took place");
     assert!(copy.full);
     assert!(copy.moved_bytes < 40 * (1 << 16) + 200 * (1 << 16) + 1, "holes are not moved: {copy:?}");
     pair.close_and_compare();
@@ -107,7 +108,8 @@ fn a_killed_coordinator_comes_back_by_delta_copy() {
     pair.commit();
     pair.connect();
     pair.until_good(&[A, B]);
-    let copy = pair.a.disk().report().copy.expect("a copy took place");
+    let copy = pair.until_report("the end of the copy", |report| report.partner == Some(ReplicaState::Online));
+    let copy = copy.copy.expect("a copy took place");
     assert!(!copy.full && copy.total_bytes <= 2 * MIB, "{copy:?}");
     let disk = pair.close_and_compare();
     assert!(disk[20 << 20..][..4096] == pattern(1, 4096));

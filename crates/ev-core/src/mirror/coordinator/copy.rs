@@ -388,7 +388,7 @@ impl Coordinator {
         let copying = self.copier.as_ref().is_some_and(Copier::is_copy);
         self.abort_copy(out);
         if copying {
-            self.partner.link = Link::Stalled;
+            self.partner.link = Link::Stalled { since: self.now };
             self.local.log.intent_is_out_of_sync();
         }
         if !std::mem::replace(&mut self.told.source_unreadable, true) {

@@ -212,10 +212,16 @@ impl Coordinator {
         self.local
     }
 
-    /// Number of operations under way.
+    /// Number of operations under way, the engine's own included.
     #[must_use]
     pub fn ops_in_flight(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Number of the guest's operations under way.
+    #[must_use]
+    pub fn guest_ops_in_flight(&self) -> usize {
+        self.ops.values().filter(|op| op.task.is_guests()).count()
     }
 
     /// Changes the rate of copies from now on.

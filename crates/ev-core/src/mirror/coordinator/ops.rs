@@ -21,10 +21,7 @@ impl Coordinator {
         let Some(entry) = self.ops.get_mut(&op) else { return };
         let Task::Write(write) = entry.task else { return };
         entry.stage = Stage::Logging;
-        self.note_write(write.extent);
-        if self.may_start(write.extent) {
-            self.start_write(op, write, out);
-        } else {
+        if !self.try_start(op, write, out) {
             self.logging.insert(op);
         }
     }
@@ -52,12 +49,33 @@ impl Coordinator {
         if self.record.is_none() {
             return false;
         }
-        let nobody_left = self.local.failed && !self.required().partner;
-        if self.partner.tracks_for_us() || !self.is_tracked() || nobody_left {
+        if self.partner.tracks_for_us() || !self.is_tracked() {
             return true;
         }
         // With a failed replica here nothing new can be marked; the partner will, once the record is in effect.
         self.local.log.protects(extent)
+    }
+
+    /// No replica that counts can be written. A partner that takes part without counting must not be written either: its replica
+    /// would have what no log names.
+    fn nobody_left(&self) -> bool {
+        self.local.failed && !self.required().partner
+    }
+
+    /// Starts a write if it may be, or fails it if it never will be. Else it waits.
+    fn try_start(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) -> bool {
+        self.note_write(write.extent);
+        if self.record.is_some() && self.nobody_left() {
+            self.ops.remove(&op);
+            out.push(Action::Fail { op });
+            self.release(op, out);
+            return true;
+        }
+        let may = self.may_start(write.extent);
+        if may {
+            self.start_write(op, write, out);
+        }
+        may
     }
 
     /// Starts writes whose regions have become safe to write.
@@ -68,10 +86,8 @@ impl Coordinator {
         for op in self.logging.iter().copied().collect::<Vec<_>>() {
             match self.ops.get(&op).map(|entry| entry.task) {
                 Some(Task::Write(write)) => {
-                    self.note_write(write.extent);
-                    if self.may_start(write.extent) {
+                    if self.try_start(op, write, out) {
                         self.logging.remove(&op);
-                        self.start_write(op, write, out);
                     }
                 }
                 Some(task @ (Task::Flush | Task::Settle)) => {

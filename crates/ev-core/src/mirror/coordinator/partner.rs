@@ -1,5 +1,7 @@
 //! The partner's link: greeting, whether its replica is in step, loss.
 
+use std::time::Duration;
+
 use super::super::good;
 use super::super::history::{Health, History};
 use super::super::message::{Action, CloseReason, Hello, Message, OpId, RegionMap, Trouble};
@@ -11,6 +13,9 @@ use super::prepare::Preparation;
 use crate::ids::HostId;
 use crate::report::ReplicaState;
 use crate::time::Instant;
+
+/// A replica that could not be read or written is tried again after this time.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// What the partner has said of itself so far.
 #[derive(Debug)]
@@ -37,11 +42,15 @@ pub(super) enum Link {
     Behind(Known),
     Preparing(Preparation),
     Copying,
-    /// The copy can't go on: this host's replica can't be read.
-    Stalled,
+    /// The copy can't go on: this host's replica can't be read everywhere. It is tried again later.
+    Stalled {
+        since: Instant,
+    },
     InStep,
-    /// Its storage failed.
-    Failed,
+    /// Its storage failed. It is greeted again later: its process may have got working storage.
+    Failed {
+        since: Instant,
+    },
     /// It is told that it alone is good.
     Entrusting(OpId),
     /// It alone is good, and marks what is written for our replica.
@@ -69,6 +78,8 @@ pub(super) struct Partner {
     pub heard: Instant,
     /// It was proposed that its replica be good, and no newer record has come since.
     pub pending_good: bool,
+    /// A record was committed since we began, so that no proposal of an earlier process can call the partner good any more.
+    pub earlier_proposals_void: bool,
     /// Our logs named no region when this replica was opened.
     pub clean_at_open: bool,
     /// We were not closed cleanly and the record calls both good: until a record without the partner comes, what is
@@ -86,6 +97,7 @@ impl Partner {
             expected: Expected::Nothing,
             heard: now,
             pending_good: false,
+            earlier_proposals_void: false,
             clean_at_open: local.log.is_empty(),
             unresolved_start: false,
             history: History::NONE,
@@ -101,8 +113,8 @@ impl Partner {
             | Link::Greeting(_)
             | Link::Behind(_)
             | Link::Preparing(_)
-            | Link::Stalled
-            | Link::Failed
+            | Link::Stalled { .. }
+            | Link::Failed { .. }
             | Link::Entrusting(_) => false,
         }
     }
@@ -246,7 +258,7 @@ impl Coordinator {
         if !std::mem::replace(&mut self.partner.failure_told, true) {
             out.push(Action::Trouble(Trouble::PartnerFailed));
         }
-        self.partner.link = Link::Failed;
+        self.partner.link = Link::Failed { since: self.now };
         self.partner.expected = Expected::Nothing;
         self.abort_copy(out);
         if !self.required().partner {
@@ -260,6 +272,10 @@ impl Coordinator {
         if !matches!(self.partner.link, Link::Down) {
             if self.now.since(self.partner.heard) >= self.settings.partner_timeout {
                 self.drop_link(CloseReason::Silent, out);
+            } else if let Link::Stalled { since } | Link::Failed { since } = self.partner.link
+                && self.now.since(since) >= RETRY
+            {
+                self.drop_link(CloseReason::CopyAgain, out);
             } else {
                 out.push(Action::Send(Message::KeepAlive));
             }
@@ -273,10 +289,10 @@ impl Coordinator {
         self.partner_host()?;
         Some(match self.partner.link {
             Link::Down | Link::Greeting(_) => ReplicaState::Unreachable,
-            Link::Behind(_) | Link::Stalled => ReplicaState::Stale,
+            Link::Behind(_) | Link::Stalled { .. } => ReplicaState::Stale,
             Link::Preparing(_) | Link::Copying => ReplicaState::Copying,
             Link::InStep | Link::Entrusting(_) | Link::Alone => ReplicaState::Online,
-            Link::Failed => ReplicaState::Failed,
+            Link::Failed { .. } => ReplicaState::Failed,
         })
     }
 }

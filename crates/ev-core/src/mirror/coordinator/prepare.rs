@@ -42,8 +42,8 @@ impl Coordinator {
             | Link::Down
             | Link::Greeting(_)
             | Link::Copying
-            | Link::Stalled
-            | Link::Failed
+            | Link::Stalled { .. }
+            | Link::Failed { .. }
             | Link::Entrusting(_)
             | Link::Alone => {}
         }
@@ -73,8 +73,7 @@ impl Coordinator {
             }
             return;
         }
-        let source_is_good = self.record.is_some_and(|record| record.good.local) && !self.local.failed;
-        if self.required().partner || !source_is_good || self.next_record.is_some() {
+        if !self.may_copy() || !self.partner.earlier_proposals_void {
             return;
         }
         let kind = match resync(self.local.history(), known.hello.replica) {
@@ -92,6 +91,19 @@ impl Coordinator {
         self.partner.expected = Expected::Instance(known.hello.instance);
         let preparation = Preparation { kind, step: Step::Marking };
         self.advance_preparation(preparation, out);
+    }
+
+    /// Whether ours is the good replica and the partner's is not.
+    fn may_copy(&self) -> bool {
+        let source_is_good = self.record.is_some_and(|record| record.good.local) && !self.local.failed;
+        source_is_good && !self.required().partner && self.next_record.is_none()
+    }
+
+    /// A copy destroys what the partner holds, so the record must not come to call that good meanwhile. Of our own proposals we know;
+    /// one of an earlier process on this host may still be on its way to the pool master. Any newer record makes it
+    /// void: so one is asked for, even if it says nothing new.
+    pub(super) fn copy_waits_for_record(&self) -> bool {
+        matches!(self.partner.link, Link::Behind(_)) && self.may_copy() && !self.partner.earlier_proposals_void
     }
 
     fn advance_preparation(&mut self, mut preparation: Preparation, out: &mut Vec<Action>) {

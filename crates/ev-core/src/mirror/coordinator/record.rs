@@ -23,6 +23,9 @@ impl Coordinator {
             // One that was not in effect yet may have asked for more than the newest does: nothing was acknowledged by
             // it that the one in effect would not have allowed.
             self.next_record = Some(record);
+            if self.record.is_none() {
+                self.first_record(record);
+            }
         }
     }
 
@@ -52,13 +55,10 @@ impl Coordinator {
         self.next_record = None;
         // A proposal that the partner be good was against an older record: it is either in this one or void.
         self.partner.pending_good = false;
-        match before {
-            None => self.first_record(next),
-            Some(before) if before.partner != next.partner => {
-                self.partner.expected = Expected::Nothing;
-                self.drop_link(CloseReason::RoleChanged, out);
-            }
-            Some(_) => {}
+        self.partner.earlier_proposals_void |= before.is_some();
+        if before.is_some_and(|before| before.partner != next.partner) {
+            self.partner.expected = Expected::Nothing;
+            self.drop_link(CloseReason::RoleChanged, out);
         }
         if next.partner.is_none() {
             self.local.log.clear_all();
@@ -75,6 +75,7 @@ impl Coordinator {
 
     /// What is expected of the partner's first greeting.
     fn first_record(&mut self, record: Record) {
+        self.partner.unresolved_start = false;
         self.partner.expected = match record.good {
             Required { local: true, partner: true } if self.partner.clean_at_open => Expected::Clean,
             Required { local: true, partner: true } => {
@@ -118,6 +119,9 @@ impl Coordinator {
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
             GiveUp::Local | GiveUp::Neither => {}
         }
+        if self.copy_waits_for_record() {
+            return Some(Wish::ReplicaLost { host: partner, seen });
+        }
         let good_again = !record.good.partner && matches!(self.partner.link, Link::InStep);
         good_again.then_some(Wish::ReplicaGood { host: partner, seen })
     }
@@ -125,8 +129,8 @@ impl Coordinator {
     fn partner_view(&self) -> PartnerView {
         match self.partner.link {
             Link::InStep | Link::Alone | Link::Entrusting(_) => PartnerView::InStep,
-            Link::Behind(_) | Link::Preparing(_) | Link::Copying | Link::Stalled => PartnerView::Behind,
-            Link::Failed => PartnerView::Lost,
+            Link::Behind(_) | Link::Preparing(_) | Link::Copying | Link::Stalled { .. } => PartnerView::Behind,
+            Link::Failed { .. } => PartnerView::Lost,
             Link::Down | Link::Greeting(_) => {
                 if self.now.since(self.partner.heard) >= self.settings.partner_timeout {
                     PartnerView::Lost

@@ -1,1 +1,167 @@
+//! The coordinator by itself: what it asks for and when it acknowledges, message by message.
 
+use super::super::history::{Health, History, ReplicaInfo};
+use super::super::log::RegionLog;
+use super::super::message::{Durability, Hello, LocalIo, MapWord, Outcome, RegionMap, WriteKind};
+use super::super::region::Geometry;
+use super::*;
+use crate::ids::MemberId;
+
+const HERE: HostId = MemberId(1);
+const THERE: HostId = MemberId(2);
+const GUEST: OpId = OpId(1);
+const WRITE: Write =
+    Write { extent: Extent { offset: 0, length: 512 }, kind: WriteKind::Data, durability: Durability::AtFlush };
+
+/// A coordinator whose own storage does at once what it is asked for, except the guest's operations.
+struct Bench {
+    coordinator: Coordinator,
+    now: Instant,
+    done: Vec<Action>,
+}
+
+impl Bench {
+    fn new(history: History) -> Self {
+        let geometry = Geometry::new(1 << 20, 1 << 16, 1 << 12);
+        let log = RegionLog::new(geometry, &[], &[]);
+        let local = LocalReplica::new(HERE, 1, ReplicaInfo { health: Health::Good, history }, log);
+        let settings = Settings { partner_timeout: Duration::from_secs(1), copy_bytes_per_s: None };
+        let now = Instant(0);
+        Self { coordinator: Coordinator::new(local, settings, now), now, done: Vec::new() }
+    }
+
+    /// Takes an input and gives what follows from it, metadata left out.
+    fn step(&mut self, input: Input) -> Vec<Action> {
+        let mut inputs = std::collections::VecDeque::from([input]);
+        let mut seen = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            let mut out = Vec::new();
+            self.coordinator.step(self.now, input, &mut out);
+            for action in out {
+                match action {
+                    Action::Commit(_) => inputs.push_back(Input::Committed { ok: true }),
+                    Action::Superblock(_) => inputs.push_back(Input::SuperblockStored { ok: true }),
+                    other => seen.push(other),
+                }
+            }
+        }
+        self.done.extend(seen.clone());
+        seen
+    }
+
+    fn record(&mut self, generation: u64, partner: bool) -> Vec<Action> {
+        let good = Required { local: true, partner };
+        self.step(Input::Record(Record { generation: Generation(generation), partner: Some(THERE), good }))
+    }
+
+    /// The link comes up, and the partner says that it holds `current` and nothing that is not in step.
+    fn greet(&mut self, instance: u64, current: u64) -> Vec<Action> {
+        self.step(Input::LinkUp);
+        let history = History { current: Generation(current), bitmap_base: Generation(current) };
+        let replica = ReplicaInfo { health: Health::Good, history };
+        let hello = Hello { host: THERE, instance, generation: Generation(1), replica };
+        let mut seen = self.step(Input::Received(Message::Hello(hello)));
+        for map in [RegionMap::WriteIntent, RegionMap::OutOfSync] {
+            let message = Message::Regions { map, first_word: 0, words: vec![], last: true };
+            seen.extend(self.step(Input::Received(message)));
+        }
+        seen
+    }
+
+    fn acknowledged(&self, op: OpId) -> bool {
+        self.done.iter().any(|action| matches!(action, Action::Acknowledge(proof) if proof.op() == op))
+    }
+
+    fn partner_answers(&mut self, op: OpId) -> Vec<Action> {
+        self.step(Input::Received(Message::Ack { op, outcome: Outcome::Done }))
+    }
+}
+
+fn shared(generation: u64) -> History {
+    History { current: Generation(generation), bitmap_base: Generation(generation) }
+}
+
+fn in_step() -> Bench {
+    let mut bench = Bench::new(shared(1));
+    bench.record(2, true);
+    bench.greet(7, 1);
+    bench
+}
+
+#[test]
+fn a_write_is_acknowledged_when_it_is_done_on_both() {
+    let mut bench = in_step();
+    let asked = bench.step(Input::Write { op: GUEST, write: WRITE });
+    assert_eq!(
+        asked,
+        [
+            Action::Send(Message::Write { op: GUEST, write: WRITE }),
+            Action::Local { op: GUEST, io: LocalIo::Write(WRITE) }
+        ]
+    );
+    bench.step(Input::LocalDone { op: GUEST, ok: true });
+    assert!(!bench.acknowledged(GUEST));
+    bench.partner_answers(GUEST);
+    assert!(bench.acknowledged(GUEST));
+}
+
+#[test]
+fn the_region_is_marked_durably_before_the_write_begins() {
+    let mut bench = in_step();
+    let mut out = Vec::new();
+    bench.coordinator.step(bench.now, Input::Write { op: GUEST, write: WRITE }, &mut out);
+    assert_eq!(out, [Action::Commit(vec![MapWord { map: RegionMap::WriteIntent, word: 0, bits: 1 }])]);
+    let begun = bench.step(Input::Committed { ok: true });
+    assert!(begun.contains(&Action::Local { op: GUEST, io: LocalIo::Write(WRITE) }), "{begun:?}");
+}
+
+#[test]
+fn a_lost_link_holds_the_acknowledgement_until_the_record_and_the_same_instance_gets_it_again() {
+    for comes_back in [false, true] {
+        let mut bench = in_step();
+        bench.step(Input::Write { op: GUEST, write: WRITE });
+        bench.step(Input::LocalDone { op: GUEST, ok: true });
+        bench.step(Input::LinkDown);
+        assert!(!bench.acknowledged(GUEST));
+        if comes_back {
+            let again = bench.greet(7, 1);
+            assert!(again.contains(&Action::Send(Message::Write { op: GUEST, write: WRITE })), "{again:?}");
+            bench.partner_answers(GUEST);
+        } else {
+            bench.now = bench.now.after(Duration::from_secs(2));
+            let wished = bench.step(Input::Tick);
+            let wish = Wish::ReplicaLost { host: THERE, seen: Generation(2) };
+            assert!(wished.contains(&Action::Wish(wish)), "{wished:?}");
+            assert!(!bench.acknowledged(GUEST));
+            bench.record(3, false);
+        }
+        assert!(bench.acknowledged(GUEST));
+    }
+}
+
+#[test]
+fn another_instance_is_given_up_and_copied_to() {
+    let mut bench = in_step();
+    bench.step(Input::Write { op: GUEST, write: WRITE });
+    bench.step(Input::LocalDone { op: GUEST, ok: true });
+    bench.step(Input::LinkDown);
+    let wish = Wish::ReplicaLost { host: THERE, seen: Generation(2) };
+    let seen = bench.greet(8, 1);
+    assert!(seen.contains(&Action::Wish(wish)), "it may have lost what it had confirmed: {seen:?}");
+    let seen = bench.record(3, false);
+    assert!(bench.acknowledged(GUEST));
+    let begins = |action: &Action| matches!(action, Action::Send(Message::CopyBegin { .. }));
+    assert!(seen.iter().any(begins), "{seen:?}");
+}
+
+#[test]
+fn the_first_record_does_not_rule_out_that_the_target_is_about_to_be_called_good() {
+    let mut bench = Bench::new(shared(1));
+    bench.record(2, false);
+    let seen = bench.greet(7, 1);
+    let wish = Wish::ReplicaLost { host: THERE, seen: Generation(2) };
+    assert_eq!(seen, [Action::Wish(wish)]);
+    let seen = bench.record(3, false);
+    let begins = |action: &Action| matches!(action, Action::Send(Message::CopyBegin { .. }));
+    assert!(seen.iter().any(begins), "{seen:?}");
+}

@@ -1,0 +1,77 @@
+//! The record's store: linearizable, and as simple as can be.
+
+use std::collections::BTreeSet;
+
+use ev_core::ids::HostId;
+use ev_core::mirror::Wish;
+
+use super::world::{HOSTS, World, place};
+
+impl World {
+    /// A proposal reaches the store: it is committed only if nothing has changed since.
+    pub fn commit_wish(&mut self, index: usize) {
+        let wish = self.wishes.swap_remove(index);
+        let seen = match wish {
+            Wish::ReplicaLost { seen, .. } | Wish::ReplicaGood { seen, .. } => seen,
+        };
+        if seen != self.generation {
+            return;
+        }
+        match wish {
+            Wish::ReplicaLost { host, .. } => {
+                if self.good == BTreeSet::from([host]) {
+                    return;
+                }
+                self.good.remove(&host);
+            }
+            Wish::ReplicaGood { host, .. } => {
+                self.good.insert(host);
+                self.now += 1;
+                self.hosts[place(host)].good_since = self.now;
+            }
+        }
+        self.generation = self.generation.next();
+        self.tell(|| format!("record {}: {wish:?}", self.generation));
+    }
+
+    /// The guest is not running, or its host can't be heard: it is started where its data is. Its old host's gate is closed,
+    /// by its lease, before this.
+    pub fn start_guest(&mut self) {
+        let can = |host: HostId| self.good.contains(&host) && self.hosts[place(host)].powered;
+        // Of two good replicas the one whose host did not lose its power holds more.
+        let kept_power = |host: HostId| {
+            let host = &self.hosts[place(host)];
+            host.lost_power_at <= host.good_since
+        };
+        let [a, b] = HOSTS;
+        let choice = match (can(a), can(b)) {
+            (true, true) if kept_power(a) == kept_power(b) => {
+                if self.rng.per_mille(500) {
+                    a
+                } else {
+                    b
+                }
+            }
+            (true, true) => {
+                if kept_power(a) {
+                    a
+                } else {
+                    b
+                }
+            }
+            (true, false) => a,
+            (false, true) => b,
+            (false, false) => return,
+        };
+        if self.hosts[place(choice)].disk.failed {
+            return;
+        }
+        self.active = choice;
+        self.good = BTreeSet::from([choice]);
+        self.generation = self.generation.next();
+        self.guest_runs = false;
+        self.recovering = true;
+        self.guest.clear();
+        self.tell(|| format!("record {}: the guest is started on host {choice}", self.generation));
+    }
+}

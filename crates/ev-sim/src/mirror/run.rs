@@ -1,0 +1,264 @@
+//! One schedule: a seed's worth of events and faults, then peace, then the last look.
+
+use super::host::{Engine, Process};
+use super::world::{HOSTS, Summary, World, place};
+use ev_core::mirror::Health;
+
+/// Events with faults.
+const STORM_STEPS: u64 = 900;
+/// Events that peace may take until everything is in step; far more than ever needed.
+const PEACE_STEPS: u64 = 40_000;
+
+/// How likely each fault is in this schedule, in a thousand events.
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    cut_link: u64,
+    kill: u64,
+    power: u64,
+    both_power: u64,
+    takeover: u64,
+    disk_fails: u64,
+    bad_sector: u64,
+    drop_wish: u64,
+}
+
+impl World {
+    fn weather(&mut self) -> Weather {
+        let mut some = |most: u64| if self.rng.per_mille(500) { self.rng.within(0..most + 1) } else { 0 };
+        Weather {
+            cut_link: some(12),
+            kill: some(6),
+            power: some(6),
+            both_power: some(3),
+            takeover: some(6),
+            disk_fails: some(3),
+            bad_sector: some(4),
+            drop_wish: some(300),
+        }
+    }
+
+    fn any_place(&mut self) -> usize {
+        usize::from(self.rng.per_mille(500))
+    }
+
+    fn faults(&mut self, weather: Weather) {
+        let mut place = self.any_place();
+        if self.rng.per_mille(weather.cut_link)
+            && let Some(link) = &mut self.link
+        {
+            link.cut(&mut self.rng);
+        }
+        if self.rng.per_mille(weather.kill) {
+            self.kill_process(place);
+        }
+        place = self.any_place();
+        if self.rng.per_mille(weather.power) {
+            self.cut_power(place);
+        }
+        if self.rng.per_mille(weather.both_power) {
+            self.cut_power(0);
+            self.cut_power(1);
+        }
+        if self.rng.per_mille(weather.takeover) {
+            self.start_guest();
+        }
+        if self.rng.per_mille(weather.disk_fails) {
+            // One disk at a time: with both gone there is nothing to be kept.
+            if !self.hosts[1 - place].disk.failed {
+                self.hosts[place].disk.failed = true;
+            }
+        }
+        if self.rng.per_mille(weather.bad_sector) && self.hosts[1 - place].disk.bad.is_empty() {
+            let sector = self.rng.within(0..278);
+            self.hosts[place].disk.bad.insert(usize::try_from(sector).expect("small"));
+        }
+    }
+
+    /// Something that needs no fault.
+    fn event(&mut self, weather: Weather) {
+        match self.rng.within(0..100) {
+            0..=29 => {
+                let place = self.any_place();
+                self.complete(place);
+            }
+            30..=59 => {
+                let place = self.any_place();
+                self.deliver(place);
+            }
+            60..=74 => self.guest_acts(),
+            75..=80 => {
+                let place = self.any_place();
+                let role = self.role_of(HOSTS[place]);
+                self.deliver_role(place, role);
+            }
+            81..=85 if !self.wishes.is_empty() => {
+                let count = u64::try_from(self.wishes.len()).expect("few");
+                let index = usize::try_from(self.rng.within(0..count)).expect("few");
+                if self.rng.per_mille(weather.drop_wish) {
+                    self.wishes.swap_remove(index);
+                } else {
+                    self.commit_wish(index);
+                }
+            }
+            86..=88 => {
+                let place = self.any_place();
+                self.notice_cut(place);
+            }
+            89..=91 if self.link.is_none() || self.rng.per_mille(50) => self.connect(),
+            92..=93 => self.submit_guest_ops(),
+            94..=96 => {
+                let milliseconds = self.rng.within(5..250);
+                self.tick(milliseconds);
+            }
+            97 => self.bring_back(),
+            _ => {
+                let place = self.any_place();
+                self.complete(place);
+            }
+        }
+    }
+
+    /// Power, processes and guests come back.
+    fn bring_back(&mut self) {
+        let place = self.any_place();
+        let host = &mut self.hosts[place];
+        if !host.powered {
+            host.powered = true;
+        } else if host.process.is_none() {
+            // A disk that failed is replaced by its own, repaired content: its file system was mounted anew.
+            host.disk.failed = false;
+            self.start_process(place);
+        } else if host.disk.failed && self.rng.per_mille(100) {
+            self.kill_process(place);
+        }
+        if !self.guest_runs && !self.recovering && self.rng.per_mille(700) {
+            self.start_guest();
+        }
+    }
+
+    /// Everything is repaired, and each message, record and proposal arrives.
+    fn peace(&mut self) {
+        for place in 0..2 {
+            if self.hosts[place].disk.failed {
+                self.kill_process(place);
+            }
+            self.hosts[place].disk.failed = false;
+            self.hosts[place].disk.bad.clear();
+            self.hosts[place].powered = true;
+            self.start_process(place);
+        }
+    }
+
+    fn calm_event(&mut self, step: u64) {
+        let calm = Weather {
+            cut_link: 0,
+            kill: 0,
+            power: 0,
+            both_power: 0,
+            takeover: 0,
+            disk_fails: 0,
+            bad_sector: 0,
+            drop_wish: 0,
+        };
+        if step.is_multiple_of(64) {
+            self.tick(60);
+            for place in 0..2 {
+                self.notice_cut(place);
+                let role = self.role_of(HOSTS[place]);
+                self.deliver_role(place, role);
+            }
+            if self.link.is_none() {
+                self.connect();
+            }
+            self.submit_guest_ops();
+            while !self.wishes.is_empty() {
+                self.commit_wish(0);
+            }
+            // A guest that can't go on is started again, and one whose only replica lost its power under it.
+            if (!self.guest_runs || self.is_stuck(step)) && !self.recovering {
+                self.start_guest();
+            }
+        }
+        match self.rng.within(0..3) {
+            0 => self.complete(usize::from(step.is_multiple_of(2))),
+            1 => self.deliver(usize::from(step.is_multiple_of(2))),
+            _ if step < 500 => self.event(calm),
+            _ => self.complete(usize::from(step.is_multiple_of(2))),
+        }
+    }
+
+    /// For a guest that waits for a replica which can't come back as it was, somebody presses the button.
+    fn is_stuck(&self, step: u64) -> bool {
+        step > PEACE_STEPS / 4 && step.is_multiple_of(8192)
+    }
+
+    fn is_done(&self) -> bool {
+        self.good.len() == 2 && self.guest_runs && !self.recovering && self.guest.is_empty() && self.check_same()
+    }
+}
+
+/// Runs the schedule of `seed`.
+///
+/// # Panics
+/// When a rule is broken.
+#[must_use]
+pub fn run(seed: u64) -> Summary {
+    let mut world = World::new(seed, seed % 8 == 7);
+    let weather = world.weather();
+    for _ in 0..STORM_STEPS {
+        world.faults(weather);
+        world.event(weather);
+        world.check_same();
+    }
+    world.peace();
+    let mut step = 0;
+    while !world.is_done() {
+        assert!(step < PEACE_STEPS, "peace does not bring both replicas in step: {}", world.describe());
+        world.calm_event(step);
+        step += 1;
+    }
+    // The last look: whichever replica the guest is started on after both lost their power, it is all there.
+    world.cut_power(0);
+    world.cut_power(1);
+    world.peace();
+    world.start_guest();
+    while world.recovering {
+        assert!(step < 2 * PEACE_STEPS, "the guest does not start again: {}", world.describe());
+        world.calm_event(step);
+        step += 1;
+    }
+    world.summary
+}
+
+impl World {
+    fn describe(&self) -> String {
+        let of = |place: usize| {
+            let host = &self.hosts[place];
+            let engine = match host.process.as_ref().map(|process| &process.engine) {
+                None => "no process".to_owned(),
+                Some(Engine::None) => "no engine".to_owned(),
+                Some(Engine::Coordinator(engine)) => format!("{engine:#?}"),
+                Some(Engine::Replica(engine)) => format!("{engine:#?}"),
+            };
+            let pending = host.process.as_ref().map(|process: &Process| process.pending.clone());
+            format!("host {place}: superblock {:?}, pending {pending:?}, {engine}", host.disk.superblock())
+        };
+        format!(
+            "generation {}, active {}, good {:?}, guest runs {}, recovering {}, guest {:?}, link {:?}, {}, {}",
+            self.generation,
+            self.active,
+            self.good,
+            self.guest_runs,
+            self.recovering,
+            self.guest,
+            self.link.as_ref().map(|link| (link.held, link.cut, [link.to[0].len(), link.to[1].len()])),
+            of(place(self.active)),
+            of(1 - place(self.active)),
+        )
+    }
+
+    #[allow(dead_code)]
+    fn healths(&self) -> [Health; 2] {
+        [0, 1].map(|place: usize| self.hosts[place].disk.superblock().health)
+    }
+}

@@ -1,0 +1,634 @@
+//! Both hosts, the link, the record and the guest; what can happen, and what must hold at every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ev_core::ids::{Generation, HostId, MemberId};
+use ev_core::mirror::{
+    Action, CopyKind, Durability, Extent, Geometry, Health, History, Input, Message, OpId, Record, ReplicaInfo,
+    Required, Settings, Wish, Write, WriteKind,
+};
+use ev_core::report::ReplicaState;
+use ev_core::time::Instant;
+
+use super::disk::{Disk, SECTOR_BYTES, Sector, sectors};
+use super::host::{Engine, Host, Process, Role, data_op};
+use super::link::{Link, Packet};
+use super::oracle::{Loss, Oracle};
+use crate::rng::Rng;
+
+pub const HOSTS: [HostId; 2] = [MemberId(1), MemberId(2)];
+const REGION_SECTORS: u32 = 4;
+const BLOCK_SECTORS: u32 = 2;
+const REGIONS: u32 = 70;
+const SECTORS: usize = 278;
+const PARTNER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Operations of the guest under way at once.
+const GUEST_OPS_MAX: usize = 8;
+
+/// What the guest asked for and has no answer to.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked {
+    Write { write: Write, value: Sector },
+    Flush,
+    Read { extent: Extent },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct GuestOp {
+    pub asked: Asked,
+    pub at: u64,
+    /// The number under which the present process knows it.
+    pub op: Option<OpId>,
+}
+
+/// Counts of what a run has seen, so that a test can see that the faults bite.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Summary {
+    pub acknowledged: u64,
+    pub recoveries: u64,
+    pub delta_copies: u64,
+    pub full_copies: u64,
+    pub entrusted: u64,
+    pub resent: u64,
+    pub repaired: u64,
+}
+
+impl Summary {
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: Self) {
+        self.acknowledged += other.acknowledged;
+        self.recoveries += other.recoveries;
+        self.delta_copies += other.delta_copies;
+        self.full_copies += other.full_copies;
+        self.entrusted += other.entrusted;
+        self.resent += other.resent;
+        self.repaired += other.repaired;
+    }
+}
+
+pub struct World {
+    /// Whether everything that happens is told on standard error (`EVENKEEL_TRACE`).
+    tells: bool,
+    pub rng: Rng,
+    pub now: u64,
+    geometry: Geometry,
+    pub hosts: [Host; 2],
+    pub link: Option<Link>,
+    /// The pool's record.
+    pub generation: Generation,
+    pub active: HostId,
+    pub good: BTreeSet<HostId>,
+    /// Hosts that a proposal or record is on its way to or from.
+    pub wishes: Vec<Wish>,
+    pub guest: BTreeMap<u64, GuestOp>,
+    pub guest_runs: bool,
+    /// The guest's host has not taken its role under the newest start yet.
+    pub recovering: bool,
+    next_guest: u64,
+    next_instance: u64,
+    pub oracle: Oracle,
+    /// Regions that were ever written, or may be taken for written.
+    touched: BTreeSet<u64>,
+    copy_kind: Option<CopyKind>,
+    pub summary: Summary,
+}
+
+pub fn place(host: HostId) -> usize {
+    usize::from(host == HOSTS[1])
+}
+
+fn other(host: HostId) -> HostId {
+    if host == HOSTS[0] { HOSTS[1] } else { HOSTS[0] }
+}
+
+impl World {
+    /// Both replicas in step, or (`fresh`) the second one empty.
+    pub fn new(seed: u64, fresh: bool) -> Self {
+        let rng = Rng::new(seed);
+        let size = u64::try_from(SECTORS).expect("small") * u64::from(SECTOR_BYTES);
+        let geometry = Geometry::new(size, REGION_SECTORS * SECTOR_BYTES, BLOCK_SECTORS * SECTOR_BYTES);
+        let one = Generation(1);
+        let good = ReplicaInfo { health: Health::Good, history: History { current: one, bitmap_base: one } };
+        let source = ReplicaInfo { health: Health::Good, history: History::NONE };
+        let empty = ReplicaInfo { health: Health::Empty, history: History::NONE };
+        let infos = if fresh { [source, empty] } else { [good, good] };
+        let host = |index: usize| Host {
+            id: HOSTS[index],
+            disk: Disk::new(SECTORS, u64::from(REGIONS), infos[index]),
+            process: None,
+            powered: true,
+            lost_power_at: 0,
+            good_since: 0,
+        };
+        let mut world = Self {
+            tells: std::env::var_os("EVENKEEL_TRACE").is_some(),
+            rng,
+            now: 1,
+            geometry,
+            hosts: [host(0), host(1)],
+            link: None,
+            generation: Generation(2),
+            active: HOSTS[0],
+            good: if fresh { BTreeSet::from([HOSTS[0]]) } else { BTreeSet::from(HOSTS) },
+            wishes: Vec::new(),
+            guest: BTreeMap::new(),
+            guest_runs: true,
+            recovering: true,
+            next_guest: 1,
+            next_instance: 0,
+            oracle: Oracle::new(&vec![0; SECTORS]),
+            touched: BTreeSet::new(),
+            copy_kind: None,
+            summary: Summary::default(),
+        };
+        for place in 0..2 {
+            world.start_process(place);
+        }
+        world
+    }
+
+    /// Tells what happens, for whoever replays a seed.
+    pub fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            eprintln!("{:>7} {}", self.now, what());
+        }
+    }
+
+    pub fn instant(&self) -> Instant {
+        Instant(self.now * 1_000_000)
+    }
+
+    fn settings() -> Settings {
+        Settings { partner_timeout: PARTNER_TIMEOUT, copy_bytes_per_s: None }
+    }
+
+    /// The record, as that host has to act by it.
+    pub fn role_of(&self, host: HostId) -> Role {
+        if self.active == host {
+            let partner = other(host);
+            let good = Required { local: self.good.contains(&host), partner: self.good.contains(&partner) };
+            Role::Coordinator(Record { generation: self.generation, partner: Some(partner), good })
+        } else {
+            Role::Replica { coordinator: self.active, generation: self.generation }
+        }
+    }
+
+    pub fn start_process(&mut self, place: usize) {
+        if !self.hosts[place].powered || self.hosts[place].process.is_some() {
+            return;
+        }
+        self.next_instance += 1;
+        let (geometry, instance) = (self.geometry, self.next_instance);
+        self.hosts[place].start_process(geometry, instance);
+    }
+
+    /// A record reaches a host.
+    pub fn deliver_role(&mut self, place: usize, role: Role) {
+        self.tell(|| format!("host {place} learns {role:?}"));
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let Some(process) = process else { return };
+        if process.take_role(now, disk, role) {
+            self.drop_link(place);
+            let Host { process, disk, .. } = &mut self.hosts[place];
+            if let Some(process) = process {
+                process.tell(now, disk, Input::LinkDown);
+            }
+        }
+        self.after(place);
+    }
+
+    /// That host lets go of its end of the link.
+    pub fn drop_link(&mut self, place: usize) {
+        if let Some(link) = &mut self.link {
+            link.held[place] = false;
+            link.to[place].clear();
+            if !link.held[1 - place] {
+                self.link = None;
+            }
+        }
+    }
+
+    pub fn kill_process(&mut self, place: usize) {
+        if self.hosts[place].process.is_none() {
+            return;
+        }
+        self.tell(|| format!("host {place}: the process is killed"));
+        if let Some(link) = &mut self.link {
+            link.cut(&mut self.rng);
+        }
+        self.drop_link(place);
+        let rng = &mut self.rng;
+        self.hosts[place].kill_process(false, rng);
+        self.forget_ops(place);
+    }
+
+    pub fn cut_power(&mut self, place: usize) {
+        if !self.hosts[place].powered {
+            return;
+        }
+        self.tell(|| format!("host {place} loses its power"));
+        if let Some(link) = &mut self.link {
+            link.cut(&mut self.rng);
+        }
+        self.drop_link(place);
+        self.now += 1;
+        let now = self.now;
+        let rng = &mut self.rng;
+        self.hosts[place].cut_power(now, rng);
+        self.forget_ops(place);
+        // A guest whose only replica lost what was not flushed can't go on, wherever it runs.
+        if self.active == HOSTS[place] || self.good == BTreeSet::from([HOSTS[place]]) {
+            self.guest_runs = false;
+        }
+    }
+
+    /// The guest's operations will have to be sent to the next process.
+    fn forget_ops(&mut self, place: usize) {
+        if self.active == HOSTS[place] {
+            for op in self.guest.values_mut() {
+                op.op = None;
+            }
+        }
+    }
+
+    pub fn connect(&mut self) {
+        for place in 0..2 {
+            let ready = self.hosts[place]
+                .process
+                .as_ref()
+                .is_some_and(|process| process.next_role.is_none() && !matches!(process.engine, Engine::None));
+            if !ready {
+                return;
+            }
+        }
+        // The hello of a real link is refused when both sides have the same role.
+        let coordinators =
+            self.hosts.iter().filter(|host| host.process.as_ref().is_some_and(|p| p.coordinator().is_some()));
+        if coordinators.count() != 1 {
+            return;
+        }
+        let now = self.instant();
+        let held = self.link.as_ref().map_or([false, false], |link| link.held);
+        self.link = Some(Link::new());
+        for (place, held) in held.into_iter().enumerate() {
+            let Host { process, disk, .. } = &mut self.hosts[place];
+            if let Some(process) = process {
+                if held {
+                    process.tell(now, disk, Input::LinkDown);
+                }
+                process.tell(now, disk, Input::LinkUp);
+            }
+            self.after(place);
+        }
+    }
+
+    /// The side at `place` sees that the link is gone.
+    pub fn notice_cut(&mut self, place: usize) {
+        let gone = self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.held[place] && (link.cut || !link.held[1 - place]) && link.to[place].is_empty());
+        if !gone {
+            return;
+        }
+        self.drop_link(place);
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        if let Some(process) = process {
+            process.tell(now, disk, Input::LinkDown);
+        }
+        self.after(place);
+    }
+
+    /// Delivers the next message to that side.
+    pub fn deliver(&mut self, place: usize) {
+        let Some(packet) =
+            self.link.as_mut().filter(|link| link.held[place]).and_then(|link| link.to[place].pop_front())
+        else {
+            return;
+        };
+        self.tell(|| format!("host {place} gets {:?}", packet.message));
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let Some(process) = process else { return };
+        if let (Some(op), Some(data)) = (data_op(&packet.message), packet.data) {
+            process.data.insert(op, data);
+        }
+        process.tell(now, disk, Input::Received(packet.message));
+        self.after(place);
+    }
+
+    /// Ends one operation on that host's storage.
+    pub fn complete(&mut self, place: usize) {
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let Some(process) = process else { return };
+        if process.pending.is_empty() {
+            return;
+        }
+        let count = u64::try_from(process.pending.len()).expect("few");
+        let index = usize::try_from(self.rng.within(0..count)).expect("few");
+        if self.tells {
+            eprintln!("host {place} ends {:?}", process.pending[index]);
+        }
+        process.complete(index, now, disk, usize::try_from(BLOCK_SECTORS).expect("small"));
+        self.after(place);
+    }
+
+    /// Carries out what an engine asked for that concerns others, and changes the engine when it may.
+    pub fn after(&mut self, place: usize) {
+        loop {
+            let now = self.instant();
+            let Host { process, disk, .. } = &mut self.hosts[place];
+            let Some(process) = process else { return };
+            let changed = process.change_engine(now, disk, Self::settings());
+            self.try_recover(place);
+            let Some(process) = &mut self.hosts[place].process else { return };
+            let actions = std::mem::take(&mut process.outbox);
+            if actions.is_empty() && !changed {
+                return;
+            }
+            for action in actions {
+                self.carry_out(place, action);
+            }
+            self.check(place);
+        }
+    }
+
+    fn carry_out(&mut self, place: usize, action: Action) {
+        self.tell(|| format!("host {place}: {action:?}"));
+        match action {
+            Action::Send(message) => self.send(place, message),
+            Action::Acknowledge(proof) => self.acknowledged(place, proof.op()),
+            Action::Answer { op, .. } => self.answered(place, op),
+            Action::Fail { op } => self.failed(place, op),
+            Action::CloseLink(_) => self.drop_link(place),
+            Action::Wish(wish) => self.wishes.push(wish),
+            Action::Trouble(_) | Action::Verified(_) => {}
+            Action::Forget { op } => {
+                if let Some(process) = self.hosts[place].process.as_mut().filter(|process| !process.is_busy(op)) {
+                    process.data.remove(&op);
+                }
+            }
+            Action::Local { .. } | Action::Commit(_) | Action::Superblock(_) => {
+                unreachable!("kept by the process")
+            }
+        }
+    }
+
+    fn send(&mut self, place: usize, message: Message) {
+        self.check_copy(place, &message);
+        let Some(process) = &self.hosts[place].process else { return };
+        let data = data_op(&message).map(|op| process.data.get(&op).cloned().expect("what is sent has its data"));
+        if let Some(link) = self.link.as_mut().filter(|link| link.held[place] && link.held[1 - place] && !link.cut) {
+            link.to[1 - place].push_back(Packet { message, data });
+        }
+    }
+
+    /// A delta copy looks at nothing that was never written.
+    fn check_copy(&mut self, place: usize, message: &Message) {
+        match message {
+            Message::CopyBegin { kind, .. } => {
+                self.copy_kind = Some(*kind);
+                match kind {
+                    CopyKind::Delta => self.summary.delta_copies += 1,
+                    CopyKind::Full => self.summary.full_copies += 1,
+                }
+            }
+            Message::History { .. } => self.summary.entrusted += 1,
+            Message::HashRequest { extent, .. } => {
+                let torn = self.hosts.iter().any(|host| host.disk.torn);
+                let interrupted = self.hosts.iter().any(|host| host.disk.superblock().health != Health::Good);
+                if self.copy_kind == Some(CopyKind::Delta) && !torn && self.summary.full_copies == 0 && !interrupted {
+                    for region in self.geometry.regions_of(*extent) {
+                        assert!(self.touched.contains(&region), "host {place} looks at region {region} for nothing");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// After a start the guest's world begins when its host acts by the record and nothing of an earlier guest is under way.
+    fn try_recover(&mut self, place: usize) {
+        let host = &self.hosts[place];
+        if !self.recovering || self.active != host.id {
+            return;
+        }
+        let Some(engine) = host.process.as_ref().and_then(Process::coordinator) else { return };
+        let in_effect = engine.record().is_some_and(|record| record.generation == self.generation);
+        if in_effect && engine.guest_ops_in_flight() == 0 {
+            self.recover(place);
+        }
+    }
+
+    /// The guest starts on this replica: all that it may rely on must be there.
+    fn recover(&mut self, place: usize) {
+        self.recovering = false;
+        self.tell(|| format!("the guest begins on host {place}"));
+        // Its own replica may have failed in the meantime: then it is the partner's that it starts from.
+        let source = if self.good.contains(&HOSTS[place]) { place } else { 1 - place };
+        let host = &self.hosts[source];
+        let loss =
+            if host.lost_power_at > host.good_since { Loss::UnflushedBefore(host.lost_power_at) } else { Loss::None };
+        for (sector, value) in host.disk.content().iter().enumerate() {
+            assert!(
+                self.oracle.allows(sector, *value, loss),
+                "after recovery on host {place} ({loss:?}) sector {sector} has {value}: {}",
+                self.oracle.explain(sector)
+            );
+        }
+        assert_eq!(host.disk.superblock().health, Health::Good, "a guest starts from a good replica only");
+        self.now += 3;
+        self.oracle.found(host.disk.content(), self.now - 2);
+        self.guest.clear();
+        self.guest_runs = true;
+        self.summary.recoveries += 1;
+    }
+
+    fn guest_op_of(&self, place: usize, op: OpId) -> Option<u64> {
+        if self.active != HOSTS[place] || !self.guest_runs || self.recovering {
+            return None;
+        }
+        self.guest.iter().find(|(_, guest)| guest.op == Some(op)).map(|(id, _)| *id)
+    }
+
+    fn acknowledged(&mut self, place: usize, op: OpId) {
+        let Some(id) = self.guest_op_of(place, op) else { return };
+        let Some(guest) = self.guest.remove(&id) else { return };
+        self.now += 1;
+        self.summary.acknowledged += 1;
+        match guest.asked {
+            Asked::Write { write, .. } => {
+                let durable = write.durability == Durability::BeforeReply;
+                self.oracle.acknowledged(id, sectors(write.extent), durable, self.now);
+            }
+            Asked::Flush => self.oracle.flushed(guest.at),
+            Asked::Read { .. } => panic!("a read is answered, not acknowledged"),
+        }
+        if let Some(process) = &mut self.hosts[place].process {
+            process.data.remove(&op);
+        }
+    }
+
+    fn answered(&mut self, place: usize, op: OpId) {
+        let data = self.hosts[place].process.as_mut().and_then(|process| process.data.remove(&op));
+        let Some(id) = self.guest_op_of(place, op) else { return };
+        let Some(guest) = self.guest.remove(&id) else { return };
+        let Asked::Read { extent } = guest.asked else { panic!("only a read is answered") };
+        let data = data.expect("an answered read has its data");
+        for (sector, value) in sectors(extent).zip(data) {
+            assert!(
+                self.oracle.allows(sector, value, Loss::None),
+                "a read of sector {sector} on host {place} gives {value}: {}",
+                self.oracle.explain(sector)
+            );
+        }
+    }
+
+    /// The guest may see an error only when no good replica can be reached.
+    fn failed(&mut self, place: usize, op: OpId) {
+        let Some(id) = self.guest_op_of(place, op) else { return };
+        let here = &self.hosts[place];
+        let local_fine = self.good.contains(&here.id) && !here.disk.failed && here.disk.bad.is_empty();
+        let state = here.process.as_ref().and_then(Process::coordinator).and_then(|engine| engine.partner_state());
+        let there = &self.hosts[1 - place];
+        let partner_fine = self.good.contains(&there.id) && state == Some(ReplicaState::Online);
+        let partner_readable = !there.disk.failed && there.disk.bad.is_empty();
+        assert!(!local_fine, "host {place} failed an operation that its own replica can do");
+        assert!(!(partner_fine && partner_readable), "host {place} failed an operation that its partner can do");
+        // The guest's file system has had its error; it is ended and started again.
+        self.guest.remove(&id);
+        self.guest_runs = false;
+    }
+
+    /// What must hold at every moment.
+    fn check(&mut self, place: usize) {
+        for host in &self.hosts {
+            if self.good.contains(&host.id) {
+                let health = host.disk.superblock().health;
+                assert_eq!(health, Health::Good, "the record calls the replica of host {} good", host.id);
+            }
+        }
+        let Some(process) = &self.hosts[place].process else { return };
+        if let Some(engine) = process.coordinator()
+            && engine.local().is_failed()
+        {
+            self.summary.repaired += 1;
+        }
+    }
+
+    /// Both replicas are in step and nothing is under way: then they are the same.
+    pub fn check_same(&self) -> bool {
+        let active = place(self.active);
+        let quiet = |host: &Host| host.process.as_ref().is_some_and(|process| process.pending.is_empty());
+        let Some(engine) = self.hosts[active].process.as_ref().and_then(Process::coordinator) else { return false };
+        let in_step = engine.partner_state() == Some(ReplicaState::Online)
+            && engine.local_state() == ReplicaState::Online
+            && self.good.len() == 2;
+        let silent = self.link.as_ref().is_some_and(|link| link.to.iter().all(std::collections::VecDeque::is_empty));
+        if !(in_step && silent && self.hosts.iter().all(quiet) && engine.ops_in_flight() == 0) {
+            return false;
+        }
+        let [a, b] = &self.hosts;
+        for (sector, (a, b)) in a.disk.content().iter().zip(b.disk.content()).enumerate() {
+            assert_eq!(a, b, "the replicas are in step and differ in sector {sector}: {}", self.oracle.explain(sector));
+        }
+        true
+    }
+
+    /// The guest does something.
+    pub fn guest_acts(&mut self) {
+        if !self.guest_runs || self.recovering || self.guest.len() >= GUEST_OPS_MAX {
+            return;
+        }
+        self.now += 1;
+        let id = self.next_guest;
+        self.next_guest += 1;
+        let asked = match self.rng.within(0..10) {
+            0..=5 => {
+                let write = self.any_write();
+                let value = match write.kind {
+                    WriteKind::Data => id,
+                    WriteKind::Zeroes | WriteKind::ZeroesAllocated | WriteKind::Trim => 0,
+                };
+                self.touched.extend(self.geometry.regions_of(write.extent));
+                self.oracle.asked(id, sectors(write.extent), value, self.now);
+                Asked::Write { write, value }
+            }
+            6 | 7 => Asked::Flush,
+            _ => Asked::Read { extent: self.any_extent() },
+        };
+        self.tell(|| format!("guest {id}: {asked:?}"));
+        self.guest.insert(id, GuestOp { asked, at: self.now, op: None });
+        self.submit_guest_ops();
+    }
+
+    fn any_extent(&mut self) -> Extent {
+        // Mostly a few hot places, so that writes overlap; they lie in both words of the maps.
+        let hot = [0, 5, 17, 250, 262, 275];
+        let last = u64::try_from(SECTORS).expect("small");
+        let first = if self.rng.per_mille(850) {
+            hot[usize::try_from(self.rng.within(0..6)).expect("small")]
+        } else {
+            self.rng.within(0..last)
+        };
+        let length = self.rng.within(1..7).min(last - first);
+        let bytes = u64::from(SECTOR_BYTES);
+        Extent { offset: first * bytes, length: u32::try_from(length * bytes).expect("small") }
+    }
+
+    fn any_write(&mut self) -> Write {
+        let extent = self.any_extent();
+        let kind = match self.rng.within(0..10) {
+            0 => WriteKind::Zeroes,
+            1 => WriteKind::Trim,
+            _ => WriteKind::Data,
+        };
+        let durability = if self.rng.per_mille(100) { Durability::BeforeReply } else { Durability::AtFlush };
+        Write { extent, kind, durability }
+    }
+
+    /// Gives the process what it does not know of, in the order in which the guest asked.
+    pub fn submit_guest_ops(&mut self) {
+        let place = place(self.active);
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let Some(process) = process else { return };
+        if !self.guest_runs || self.recovering || process.coordinator().is_none() || process.next_role.is_some() {
+            return;
+        }
+        for guest in self.guest.values_mut().filter(|guest| guest.op.is_none()) {
+            process.next_op += 1;
+            let op = OpId(process.next_op);
+            guest.op = Some(op);
+            let input = match guest.asked {
+                Asked::Write { write, value } => {
+                    if write.kind == WriteKind::Data {
+                        process.data.insert(op, vec![value; sectors(write.extent).len()]);
+                    }
+                    Input::Write { op, write }
+                }
+                Asked::Flush => Input::Flush { op },
+                Asked::Read { extent } => Input::Read { op, extent },
+            };
+            process.tell(now, disk, input);
+        }
+        self.after(place);
+    }
+
+    /// Time passes, and both engines are told.
+    pub fn tick(&mut self, milliseconds: u64) {
+        self.now += milliseconds;
+        let now = self.instant();
+        for place in 0..2 {
+            let Host { process, disk, .. } = &mut self.hosts[place];
+            if let Some(process) = process {
+                process.tell(now, disk, Input::Tick);
+            }
+            self.after(place);
+        }
+    }
+}
