@@ -23,6 +23,7 @@ impl World {
                     return;
                 }
                 self.good.remove(&host);
+                self.end_guest_of_a_lost_cache();
             }
             Wish::ReplicaGood { host, .. } => {
                 self.good.insert(host);
@@ -32,6 +33,18 @@ impl World {
         }
         self.generation = self.generation.next();
         self.tell(|| format!("record {}: {wish:?}", self.generation));
+    }
+
+    /// A guest whose only replica lost its power under it, and so what it had not flushed, can't go on. (With two replicas it
+    /// takes the second one's failure as well; then somebody has to start it again.)
+    fn end_guest_of_a_lost_cache(&mut self) {
+        let lost = |host: &HostId| {
+            let host = &self.hosts[place(*host)];
+            host.lost_power_at > host.good_since.max(self.guest_since)
+        };
+        if self.good.iter().all(lost) {
+            self.guest_runs = false;
+        }
     }
 
     /// The guest is not running, or its host can't be heard: it is started where its data is. Its old host's gate is closed,

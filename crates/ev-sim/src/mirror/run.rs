@@ -162,9 +162,9 @@ impl World {
         };
         if step.is_multiple_of(64) {
             self.tick(60);
-            for place in 0..2 {
+            for (place, host) in HOSTS.into_iter().enumerate() {
                 self.notice_cut(place);
-                let role = self.role_of(HOSTS[place]);
+                let role = self.role_of(host);
                 self.deliver_role(place, role);
             }
             if self.link.is_none() {

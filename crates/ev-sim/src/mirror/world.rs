@@ -83,6 +83,8 @@ pub struct World {
     pub wishes: Vec<Wish>,
     pub guest: BTreeMap<u64, GuestOp>,
     pub guest_runs: bool,
+    /// When the guest began.
+    pub guest_since: u64,
     /// The guest's host has not taken its role under the newest start yet.
     pub recovering: bool,
     next_guest: u64,
@@ -134,6 +136,7 @@ impl World {
             wishes: Vec::new(),
             guest: BTreeMap::new(),
             guest_runs: true,
+            guest_since: 0,
             recovering: true,
             next_guest: 1,
             next_instance: 0,
@@ -445,6 +448,7 @@ impl World {
         self.oracle.found(host.disk.content(), self.now - 2);
         self.guest.clear();
         self.guest_runs = true;
+        self.guest_since = self.now;
         self.summary.recoveries += 1;
     }
 
