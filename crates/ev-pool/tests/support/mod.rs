@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ev_core::ids::{MemberId, NetworkId, PoolId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState};
+use ev_core::pool::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState, Severity};
 use ev_pool::{PoolNode, PoolNodeConfig, RaftTimes, Reconciled};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
 use ev_wire::peer::{PeerRequest, PeerResponse};
@@ -221,7 +221,8 @@ impl TestPool {
 
     /// Commit a harmless change that can be found again.
     pub async fn note(&self, node: &PoolNode, text: &str) {
-        let command = Command::AdminTokenAdd { hash: text.to_owned() };
+        let object = "test".to_owned();
+        let command = Command::EventAdd { severity: Severity::Info, object, text: text.to_owned() };
         assert_eq!(node.propose(command, PATIENCE).await, Ok(Outcome::Done), "{text}");
     }
 }
@@ -234,7 +235,7 @@ pub async fn wait_state(node: &PoolNode, what: &str, wish: impl Fn(&PoolState) -
 }
 
 pub async fn wait_note(node: &PoolNode, text: &str) {
-    wait_state(node, text, |state| state.admin_tokens.contains(text)).await;
+    wait_state(node, text, |state| state.events.iter().any(|event| event.text == text)).await;
 }
 
 /// Wait until something is so.
