@@ -1,4 +1,4 @@
-//! Thousands of schedules of faults for the mirror's engines.
+//! Ten thousand schedules of faults for the mirror's engines.
 
 use ev_sim::mirror::run;
 use ev_sim::rng::seeds;
@@ -6,7 +6,7 @@ use ev_sim::rng::seeds;
 #[test]
 fn what_was_acknowledged_is_never_lost_and_both_replicas_meet_again() {
     let mut total = ev_sim::mirror::Summary::default();
-    for seed in seeds(0, 3_000) {
+    for seed in seeds(0, 10_000) {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(summary) => total.add(summary),
             Err(_) => panic!("seed {seed} failed; run it alone with EVENKEEL_SEED={seed}"),

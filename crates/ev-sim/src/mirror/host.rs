@@ -66,7 +66,7 @@ pub struct Host {
     pub disk: Disk,
     pub process: Option<Process>,
     pub powered: bool,
-    /// When it last lost its power, and when its replica was last called good.
+    /// When it last lost its power, and when the last copy that made its replica good began.
     pub lost_power_at: u64,
     pub good_since: u64,
 }

@@ -27,8 +27,6 @@ impl World {
             }
             Wish::ReplicaGood { host, .. } => {
                 self.good.insert(host);
-                self.now += 1;
-                self.hosts[place(host)].good_since = self.now;
             }
         }
         self.generation = self.generation.next();

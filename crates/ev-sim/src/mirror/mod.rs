@@ -12,6 +12,7 @@
 //! - When the faults end, everything asked for is answered and both replicas are in step again.
 
 mod disk;
+mod guest;
 mod host;
 mod link;
 mod master;

@@ -5,26 +5,26 @@ use std::time::Duration;
 
 use ev_core::ids::{Generation, HostId, MemberId};
 use ev_core::mirror::{
-    Action, CopyKind, Durability, Extent, Geometry, Health, History, Input, Message, OpId, Record, ReplicaInfo,
-    Required, Settings, Wish, Write, WriteKind,
+    Action, CopyKind, Extent, Geometry, Health, History, Input, Message, OpId, Record, ReplicaInfo, Required, Settings,
+    Wish, Write,
 };
 use ev_core::report::ReplicaState;
 use ev_core::time::Instant;
 
-use super::disk::{Disk, SECTOR_BYTES, Sector, sectors};
+use super::disk::{Disk, SECTOR_BYTES, Sector};
 use super::host::{Engine, Host, Process, Role, data_op};
 use super::link::{Link, Packet};
-use super::oracle::{Loss, Oracle};
+use super::oracle::Oracle;
 use crate::rng::Rng;
 
 pub const HOSTS: [HostId; 2] = [MemberId(1), MemberId(2)];
 const REGION_SECTORS: u32 = 4;
 const BLOCK_SECTORS: u32 = 2;
 const REGIONS: u32 = 70;
-const SECTORS: usize = 278;
+pub const SECTORS: usize = 278;
 const PARTNER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Operations of the guest under way at once.
-const GUEST_OPS_MAX: usize = 8;
+pub const GUEST_OPS_MAX: usize = 8;
 
 /// What the guest asked for and has no answer to.
 #[derive(Debug, Clone, Copy)]
@@ -72,14 +72,14 @@ pub struct World {
     tells: bool,
     pub rng: Rng,
     pub now: u64,
-    geometry: Geometry,
+    pub geometry: Geometry,
     pub hosts: [Host; 2],
     pub link: Option<Link>,
     /// The pool's record.
     pub generation: Generation,
     pub active: HostId,
     pub good: BTreeSet<HostId>,
-    /// Hosts that a proposal or record is on its way to or from.
+    /// Proposals on their way to the record's store.
     pub wishes: Vec<Wish>,
     pub guest: BTreeMap<u64, GuestOp>,
     pub guest_runs: bool,
@@ -87,11 +87,11 @@ pub struct World {
     pub guest_since: u64,
     /// The guest's host has not taken its role under the newest start yet.
     pub recovering: bool,
-    next_guest: u64,
+    pub next_guest: u64,
     next_instance: u64,
     pub oracle: Oracle,
     /// Regions that were ever written, or may be taken for written.
-    touched: BTreeSet<u64>,
+    pub touched: BTreeSet<u64>,
     copy_kind: Option<CopyKind>,
     pub summary: Summary,
 }
@@ -313,6 +313,9 @@ impl World {
             return;
         };
         self.tell(|| format!("host {place} gets {:?}", packet.message));
+        if let Message::CopyBegin { .. } = packet.message {
+            self.hosts[place].good_since = self.now;
+        }
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
         let Some(process) = process else { return };
@@ -414,100 +417,6 @@ impl World {
         }
     }
 
-    /// After a start the guest's world begins when its host acts by the record and nothing of an earlier guest is under way.
-    fn try_recover(&mut self, place: usize) {
-        let host = &self.hosts[place];
-        if !self.recovering || self.active != host.id {
-            return;
-        }
-        let Some(engine) = host.process.as_ref().and_then(Process::coordinator) else { return };
-        let in_effect = engine.record().is_some_and(|record| record.generation == self.generation);
-        if in_effect && engine.guest_ops_in_flight() == 0 {
-            self.recover(place);
-        }
-    }
-
-    /// The guest starts on this replica: all that it may rely on must be there.
-    fn recover(&mut self, place: usize) {
-        self.recovering = false;
-        self.tell(|| format!("the guest begins on host {place}"));
-        // Its own replica may have failed in the meantime: then it is the partner's that it starts from.
-        let source = if self.good.contains(&HOSTS[place]) { place } else { 1 - place };
-        let host = &self.hosts[source];
-        let loss =
-            if host.lost_power_at > host.good_since { Loss::UnflushedBefore(host.lost_power_at) } else { Loss::None };
-        for (sector, value) in host.disk.content().iter().enumerate() {
-            assert!(
-                self.oracle.allows(sector, *value, loss),
-                "after recovery on host {place} ({loss:?}) sector {sector} has {value}: {}",
-                self.oracle.explain(sector)
-            );
-        }
-        assert_eq!(host.disk.superblock().health, Health::Good, "a guest starts from a good replica only");
-        self.now += 3;
-        self.oracle.found(host.disk.content(), self.now - 2);
-        self.guest.clear();
-        self.guest_runs = true;
-        self.guest_since = self.now;
-        self.summary.recoveries += 1;
-    }
-
-    fn guest_op_of(&self, place: usize, op: OpId) -> Option<u64> {
-        if self.active != HOSTS[place] || !self.guest_runs || self.recovering {
-            return None;
-        }
-        self.guest.iter().find(|(_, guest)| guest.op == Some(op)).map(|(id, _)| *id)
-    }
-
-    fn acknowledged(&mut self, place: usize, op: OpId) {
-        let Some(id) = self.guest_op_of(place, op) else { return };
-        let Some(guest) = self.guest.remove(&id) else { return };
-        self.now += 1;
-        self.summary.acknowledged += 1;
-        match guest.asked {
-            Asked::Write { write, .. } => {
-                let durable = write.durability == Durability::BeforeReply;
-                self.oracle.acknowledged(id, sectors(write.extent), durable, self.now);
-            }
-            Asked::Flush => self.oracle.flushed(guest.at),
-            Asked::Read { .. } => panic!("a read is answered, not acknowledged"),
-        }
-        if let Some(process) = &mut self.hosts[place].process {
-            process.data.remove(&op);
-        }
-    }
-
-    fn answered(&mut self, place: usize, op: OpId) {
-        let data = self.hosts[place].process.as_mut().and_then(|process| process.data.remove(&op));
-        let Some(id) = self.guest_op_of(place, op) else { return };
-        let Some(guest) = self.guest.remove(&id) else { return };
-        let Asked::Read { extent } = guest.asked else { panic!("only a read is answered") };
-        let data = data.expect("an answered read has its data");
-        for (sector, value) in sectors(extent).zip(data) {
-            assert!(
-                self.oracle.allows(sector, value, Loss::None),
-                "a read of sector {sector} on host {place} gives {value}: {}",
-                self.oracle.explain(sector)
-            );
-        }
-    }
-
-    /// The guest may see an error only when no good replica can be reached.
-    fn failed(&mut self, place: usize, op: OpId) {
-        let Some(id) = self.guest_op_of(place, op) else { return };
-        let here = &self.hosts[place];
-        let local_fine = self.good.contains(&here.id) && !here.disk.failed && here.disk.bad.is_empty();
-        let state = here.process.as_ref().and_then(Process::coordinator).and_then(|engine| engine.partner_state());
-        let there = &self.hosts[1 - place];
-        let partner_fine = self.good.contains(&there.id) && state == Some(ReplicaState::Online);
-        let partner_readable = !there.disk.failed && there.disk.bad.is_empty();
-        assert!(!local_fine, "host {place} failed an operation that its own replica can do");
-        assert!(!(partner_fine && partner_readable), "host {place} failed an operation that its partner can do");
-        // The guest's file system has had its error; it is ended and started again.
-        self.guest.remove(&id);
-        self.guest_runs = false;
-    }
-
     /// What must hold at every moment.
     fn check(&mut self, place: usize) {
         for host in &self.hosts {
@@ -541,86 +450,6 @@ impl World {
             assert_eq!(a, b, "the replicas are in step and differ in sector {sector}: {}", self.oracle.explain(sector));
         }
         true
-    }
-
-    /// The guest does something.
-    pub fn guest_acts(&mut self) {
-        if !self.guest_runs || self.recovering || self.guest.len() >= GUEST_OPS_MAX {
-            return;
-        }
-        self.now += 1;
-        let id = self.next_guest;
-        self.next_guest += 1;
-        let asked = match self.rng.within(0..10) {
-            0..=5 => {
-                let write = self.any_write();
-                let value = match write.kind {
-                    WriteKind::Data => id,
-                    WriteKind::Zeroes | WriteKind::ZeroesAllocated | WriteKind::Trim => 0,
-                };
-                self.touched.extend(self.geometry.regions_of(write.extent));
-                self.oracle.asked(id, sectors(write.extent), value, self.now);
-                Asked::Write { write, value }
-            }
-            6 | 7 => Asked::Flush,
-            _ => Asked::Read { extent: self.any_extent() },
-        };
-        self.tell(|| format!("guest {id}: {asked:?}"));
-        self.guest.insert(id, GuestOp { asked, at: self.now, op: None });
-        self.submit_guest_ops();
-    }
-
-    fn any_extent(&mut self) -> Extent {
-        // Mostly a few hot places, so that writes overlap; they lie in both words of the maps.
-        let hot = [0, 5, 17, 250, 262, 275];
-        let last = u64::try_from(SECTORS).expect("small");
-        let first = if self.rng.per_mille(850) {
-            hot[usize::try_from(self.rng.within(0..6)).expect("small")]
-        } else {
-            self.rng.within(0..last)
-        };
-        let length = self.rng.within(1..7).min(last - first);
-        let bytes = u64::from(SECTOR_BYTES);
-        Extent { offset: first * bytes, length: u32::try_from(length * bytes).expect("small") }
-    }
-
-    fn any_write(&mut self) -> Write {
-        let extent = self.any_extent();
-        let kind = match self.rng.within(0..10) {
-            0 => WriteKind::Zeroes,
-            1 => WriteKind::Trim,
-            _ => WriteKind::Data,
-        };
-        let durability = if self.rng.per_mille(100) { Durability::BeforeReply } else { Durability::AtFlush };
-        Write { extent, kind, durability }
-    }
-
-    /// Gives the process what it does not know of, in the order in which the guest asked.
-    pub fn submit_guest_ops(&mut self) {
-        let place = place(self.active);
-        let now = self.instant();
-        let Host { process, disk, .. } = &mut self.hosts[place];
-        let Some(process) = process else { return };
-        if !self.guest_runs || self.recovering || process.coordinator().is_none() || process.next_role.is_some() {
-            return;
-        }
-        for guest in self.guest.values_mut().filter(|guest| guest.op.is_none()) {
-            process.next_op += 1;
-            let op = OpId(process.next_op);
-            guest.op = Some(op);
-            let input = match guest.asked {
-                Asked::Write { write, value } => {
-                    if write.kind == WriteKind::Data {
-                        process.data.insert(op, vec![value; sectors(write.extent).len()]);
-                    }
-                    Input::Write { op, write }
-                }
-                Asked::Flush => Input::Flush { op },
-                Asked::Read { extent } => Input::Read { op, extent },
-            };
-            process.tell(now, disk, input);
-        }
-        self.after(place);
     }
 
     /// Time passes, and both engines are told.

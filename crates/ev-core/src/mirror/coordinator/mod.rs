@@ -24,7 +24,7 @@ use self::settle::Settling;
 use super::acknowledge::Required;
 use super::extent::Extent;
 use super::lock::RangeLocks;
-use super::message::{Action, BlockHash, Message, OpId, Trouble, Wish, Write};
+use super::message::{Action, BlockHash, Message, OpId, Source, Trouble, Wish, Write};
 use super::superblock::LocalReplica;
 use crate::ids::{Generation, HostId};
 use crate::report::{CopyProgress, ReplicaState};
@@ -116,6 +116,8 @@ pub struct Coordinator {
     settling: Settling,
     copier: Option<Copier>,
     last_copy: Option<CopyProgress>,
+    /// Whether the guest has had an answer from us.
+    served: bool,
     told: Told,
 }
 
@@ -150,6 +152,7 @@ impl Coordinator {
             settling: Settling::default(),
             copier: None,
             last_copy: None,
+            served: false,
             told: Told::default(),
         }
     }
@@ -157,6 +160,7 @@ impl Coordinator {
     /// Takes one input; what is to be done goes to `out`, in order.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        let before = out.len();
         match input {
             Input::Write { op, write } => self.submit_write(op, write, out),
             Input::Flush { op } => self.submit_flush(op, out),
@@ -175,6 +179,8 @@ impl Coordinator {
             Input::Tidy => self.thin_out(0),
         }
         self.advance(out);
+        let answers = |action: &Action| matches!(action, Action::Acknowledge(_) | Action::Answer { .. });
+        self.served = self.served || out[before..].iter().any(answers);
     }
 
     /// Does what has become possible.
@@ -233,6 +239,19 @@ impl Coordinator {
     #[must_use]
     pub fn record(&self) -> Option<Record> {
         self.record
+    }
+
+    /// Whose replica is read; `None` if none can be. After an unclean end with two good replicas reads wait: what is here
+    /// may never have reached the other one, which could still be the one that a guest is started on.
+    #[must_use]
+    pub fn reads_from(&self) -> Option<Source> {
+        let record = self.record.filter(|_| !self.partner.start_is_unresolved())?;
+        if record.good.local && !self.local.failed {
+            Some(Source::Local)
+        } else {
+            // One that has everything without counting may have more than that, which the next guest would not find again.
+            (record.good.partner && self.partner.has_everything()).then_some(Source::Partner)
+        }
     }
 
     /// Whether a copy or comparison is under way.

@@ -156,22 +156,28 @@ impl Coordinator {
 
     /// Reads here if this replica counts and works, else from the partner, else waits.
     fn start_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        let Some(record) = self.record.filter(|_| !self.partner.start_is_unresolved()) else {
-            self.reads_held.insert(op);
-            return;
-        };
+        let source = self.reads_from();
+        let may_come = self.required().partner || self.partner.has_everything();
+        let starting = self.record.is_none() || self.partner.start_is_unresolved();
         let Some(entry) = self.ops.get_mut(&op) else { return };
-        if record.good.local && !self.local.failed && entry.local != Leg::Failed {
-            entry.local = Leg::Running;
-            out.push(Action::Local { op, io: LocalIo::Read { extent } });
-        } else if self.partner.has_everything() {
-            entry.partner = Leg::Running;
-            out.push(Action::Send(Message::Read { op, extent }));
-        } else if self.required().partner {
-            self.reads_held.insert(op);
-        } else {
-            self.ops.remove(&op);
-            out.push(Action::Fail { op });
+        match source {
+            Some(Source::Local) if entry.local != Leg::Failed => {
+                entry.local = Leg::Running;
+                out.push(Action::Local { op, io: LocalIo::Read { extent } });
+            }
+            Some(_) if self.partner.has_everything() => {
+                entry.partner = Leg::Running;
+                out.push(Action::Send(Message::Read { op, extent }));
+            }
+            Some(_) | None if may_come || starting => {
+                // By then it may be readable here: it may have been written meanwhile.
+                entry.local = Leg::Unneeded;
+                self.reads_held.insert(op);
+            }
+            Some(_) | None => {
+                self.ops.remove(&op);
+                out.push(Action::Fail { op });
+            }
         }
     }
 

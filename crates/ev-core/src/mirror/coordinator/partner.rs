@@ -66,8 +66,6 @@ pub(super) enum Expected {
     Clean,
     /// The same instance as before: it still has all that it confirmed.
     Instance(u64),
-    /// The good replica, whatever it holds: nothing was written by us yet.
-    Anything,
 }
 
 #[derive(Debug)]
@@ -239,11 +237,13 @@ impl Coordinator {
     /// Whether the partner may take up where the last link ended, without a copy.
     pub(super) fn is_resumable(&self, known: &Known) -> bool {
         let theirs = known.hello.replica;
+        // Nothing was acknowledged or answered by us yet: whatever the only good replica holds is what counts.
+        let at_first = !self.served && self.partner_alone_is_good();
         let fits = match self.partner.expected {
+            _ if at_first => true,
             Expected::Nothing => false,
             Expected::Clean => good::in_step(self.local.info(), theirs, known.regions.is_empty()),
             Expected::Instance(instance) => known.hello.instance == instance,
-            Expected::Anything => true,
         };
         self.required().partner && theirs.health == Health::Good && fits
     }

@@ -50,7 +50,7 @@ impl Coordinator {
     }
 
     /// Whether the newest record calls the partner's replica good and ours not.
-    fn partner_alone_is_good(&self) -> bool {
+    pub(super) fn partner_alone_is_good(&self) -> bool {
         self.next_record.or(self.record).is_some_and(|record| record.good.partner && !record.good.local)
     }
 

@@ -82,8 +82,7 @@ impl Coordinator {
                 self.partner.unresolved_start = true;
                 Expected::Nothing
             }
-            Required { local: false, partner: true } => Expected::Anything,
-            Required { partner: false, .. } => Expected::Nothing,
+            Required { local: true, partner: false } | Required { local: false, .. } => Expected::Nothing,
         };
     }
 
