@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::store::{Contents, OpenError, StoredSnapshot, Write, Writer, json};
-use crate::types::{Applied, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
+use crate::types::{Applied, Entry, LogId, Proposal, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 
 /// Version of a snapshot's format. History: 1 (2026) pool state as JSON.
 const SNAPSHOT_VERSION: u32 = 1;
@@ -117,7 +117,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Applied::Internal
                 }
-                EntryPayload::Normal(command) => Applied::Command(Arc::make_mut(&mut self.state).apply(command)),
+                EntryPayload::Normal(Proposal { if_term: Some(term), .. }) if term != entry.log_id.leader_id.term => {
+                    Applied::OtherTerm
+                }
+                EntryPayload::Normal(Proposal { stamped, .. }) => {
+                    Applied::Command(Arc::make_mut(&mut self.state).apply(stamped))
+                }
             });
         }
         if applied.iter().any(|one| matches!(one, Applied::Command(_))) {

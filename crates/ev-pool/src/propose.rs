@@ -18,7 +18,7 @@ use crate::membership::{self, Change, Group, Plan};
 use crate::network::RouteError;
 use crate::node::{PoolNode, lags};
 use crate::store::json;
-use crate::types::{Applied, Raft, addresses_of, node_of};
+use crate::types::{Applied, Proposal, Raft, addresses_of, node_of};
 
 /// Longest command (JSON); a longer one is refused.
 pub const COMMAND_BYTES_MAX: usize = 128 << 10;
@@ -46,6 +46,9 @@ pub enum ProposeError {
     /// Nothing was changed.
     #[error("the pool master refused the command: {0}")]
     Refused(String),
+    /// Nothing was changed.
+    #[error("this member is no longer the pool master that it was: its decision is void")]
+    OtherTerm,
     /// This member's consensus has stopped; its log says why.
     #[error("this member's part of the pool has stopped: look into its log and start it again")]
     Stopped,
@@ -133,7 +136,7 @@ impl PoolNode {
         let deadline = Instant::now() + timeout;
         loop {
             let attempt = if self.is_leader() {
-                self.commit(command.clone(), deadline).await
+                self.commit(command.clone(), None, deadline).await
             } else {
                 self.hand_on(&command, deadline).await
             };
@@ -147,14 +150,36 @@ impl PoolNode {
         }
     }
 
-    async fn commit(&self, command: Command, deadline: Instant) -> Attempt {
+    /// Have a command committed by this member as pool master of `term`, and by no other: for decisions that hold only
+    /// as long as nobody else has granted leases.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; [`ProposeError::OtherTerm`] when this member is not master of that term.
+    pub async fn propose_in_term(
+        &self,
+        term: u64,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Outcome, ProposeError> {
+        let bytes = json(&command).len();
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes });
+        }
+        match self.commit(command, Some(term), Instant::now() + timeout).await {
+            Attempt::Done(result) => result,
+            Attempt::Again => Err(ProposeError::OtherTerm),
+        }
+    }
+
+    async fn commit(&self, command: Command, if_term: Option<u64>, deadline: Instant) -> Attempt {
         // The master's clock stamps what is committed.
-        let stamped = Stamped { unix_ms: unix_ms(), command };
-        let written = tokio::time::timeout_at(deadline, self.shared.raft.client_write(stamped)).await;
+        let proposal = Proposal { if_term, stamped: Stamped { unix_ms: unix_ms(), command } };
+        let written = tokio::time::timeout_at(deadline, self.shared.raft.client_write(proposal)).await;
         match written {
             Err(_) => Attempt::Done(Err(ProposeError::Unknown)),
             Ok(Ok(response)) => match response.data {
                 Applied::Command(outcome) => Attempt::Done(Ok(outcome)),
+                Applied::OtherTerm => Attempt::Done(Err(ProposeError::OtherTerm)),
                 Applied::Internal => unreachable!("a command's entry leads to a command's outcome"),
             },
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::Again,
@@ -198,7 +223,7 @@ impl PoolNode {
         if !self.is_leader() {
             return not_master;
         }
-        match self.commit(command, Instant::now() + HANDED_ON_TIMEOUT).await {
+        match self.commit(command, None, Instant::now() + HANDED_ON_TIMEOUT).await {
             Attempt::Done(Ok(outcome)) => PeerResponse::Command { body: json(&Ok::<_, bool>(outcome)) },
             Attempt::Done(Err(_)) => PeerResponse::Command { body: json(&Err::<Outcome, _>(false)) },
             Attempt::Again => not_master,

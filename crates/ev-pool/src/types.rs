@@ -8,18 +8,29 @@ use ev_core::pool::{Outcome, Stamped};
 use openraft::BasicNode;
 use serde::{Deserialize, Serialize};
 
+/// One entry of the replicated log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The command is refused in any other term than this one. What a pool master has decided counts on leases that
+    /// it granted, so that it must not be committed by a later one.
+    pub if_term: Option<u64>,
+    pub stamped: Stamped,
+}
+
 /// What applying one entry of the log led to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
     /// An entry of the consensus library itself.
     Internal,
     Command(Outcome),
+    /// It was meant for another term: nothing was changed.
+    OtherTerm,
 }
 
 openraft::declare_raft_types!(
     /// Member numbers, commands of the pool state, snapshots in memory (the pool state is small).
     pub TypeConfig:
-        D = Stamped,
+        D = Proposal,
         R = Applied,
         NodeId = u64,
         Node = BasicNode,

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use ev_core::ids::MemberId;
-use ev_core::pool::Command;
+use ev_core::pool::{Command, Outcome, Severity};
 use ev_pool::{ConfirmError, ProposeError, VoterRole};
 use ev_wire::identity::Role;
 use ev_wire::peer::{PeerRequest, PeerResponse};
@@ -92,6 +92,29 @@ async fn a_new_member_and_one_far_behind_get_a_snapshot() {
     pool.restart(4).await;
     wait_note(&pool.node(4), "n1099").await;
     wait_note(&pool.node(4), "last").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_masters_decision_is_void_in_any_other_term() {
+    let mut pool = TestPool::of(&[HOST, HOST, QUORUM]).await;
+    let (old, node) = pool.master().await;
+    let term = node.leadership().borrow().term;
+    let note =
+        |text: &str| Command::EventAdd { severity: Severity::Info, object: "test".to_owned(), text: text.to_owned() };
+    assert_eq!(node.propose_in_term(term, note("in time"), PATIENCE).await, Ok(Outcome::Done));
+    for other in [term - 1, term + 1] {
+        assert_eq!(node.propose_in_term(other, note("void"), PATIENCE).await, Err(ProposeError::OtherTerm));
+    }
+    drop(node);
+    pool.kill(old).await;
+    let (_, next) = pool.master().await;
+    assert_eq!(next.propose_in_term(term, note("void"), PATIENCE).await, Err(ProposeError::OtherTerm));
+    pool.restart(old).await;
+    let not_master = pool.node(old);
+    wait_note(&not_master, "in time").await;
+    let newest = next.leadership().borrow().term;
+    assert_eq!(not_master.propose_in_term(newest, note("void"), PATIENCE).await, Err(ProposeError::OtherTerm));
+    assert!(next.state().borrow().events.iter().all(|event| event.text != "void"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

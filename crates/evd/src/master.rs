@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ev_core::availability::master::{Master, Path};
-use ev_core::ids::HostId;
-use ev_core::pool::Command;
+use ev_core::ids::{Generation, HostId, VmId};
+use ev_core::pool::{Command, Outcome};
 use ev_core::report::AmReport;
 use ev_core::time::Instant;
+use ev_pool::Leadership;
 use ev_wire::peer::Directive;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -27,6 +28,12 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Proposals under way; while there are more, no further ones are made.
 const PROPOSALS_MAX: usize = 64;
+
+/// A change of a record that was refused, with the generation that it was against.
+struct Refused {
+    vm: VmId,
+    seen: Generation,
+}
 
 struct Question {
     report: AmReport,
@@ -61,6 +68,7 @@ impl MasterHandle {
 pub async fn run(member: Arc<Member>, engine: Engine) {
     let mut work = Work {
         engine: Master::new(member.host),
+        term: 0,
         proposals: JoinSet::new(),
         alerts: JoinSet::new(),
         awaited: BTreeMap::new(),
@@ -71,8 +79,10 @@ pub async fn run(member: Arc<Member>, engine: Engine) {
 
 struct Work {
     engine: Master,
-    /// Changes of records; the engine keeps track of them itself.
-    proposals: JoinSet<()>,
+    /// The term for which the engine was told that it leads.
+    term: u64,
+    /// Changes of records; one that the state has refused comes back.
+    proposals: JoinSet<Option<Refused>>,
     /// Alerts; the engine asks for them again until they are committed, so one batch goes at a time.
     alerts: JoinSet<()>,
     /// Since when hosts that were never heard are waited for.
@@ -96,23 +106,25 @@ impl Work {
                     self.answer(question);
                 }
             }
-            let leads = leadership.borrow_and_update().is_me;
-            self.follow_leadership(leads);
+            let known = *leadership.borrow_and_update();
+            self.follow_leadership(known);
             self.look();
         }
     }
 
-    fn follow_leadership(&mut self, leads: bool) {
-        match (self.engine.leads(), leads) {
+    /// Another term is another master, even if it is this host again: others may have granted leases in between.
+    fn follow_leadership(&mut self, known: Leadership) {
+        match (self.engine.leads() && self.term == known.term, known.is_me) {
             (false, true) => {
-                tracing::info!("this host is pool master now");
+                tracing::info!(term = known.term, "this host is pool master now");
+                self.term = known.term;
                 self.engine.elected(clock::now());
             }
-            (true, false) => {
+            (_, false) if self.engine.leads() => {
                 tracing::info!("this host is no longer pool master");
                 self.engine.deposed();
             }
-            (true, true) | (false, false) => {}
+            (true, true) | (_, false) => {}
         }
     }
 
@@ -148,7 +160,11 @@ impl Work {
                 self.engine.heartbeat(at, host, Path(path));
             }
         }
-        while self.proposals.try_join_next().is_some() {}
+        while let Some(done) = self.proposals.try_join_next() {
+            if let Ok(Some(Refused { vm, seen })) = done {
+                self.engine.proposal_refused(vm, seen);
+            }
+        }
         while self.alerts.try_join_next().is_some() {}
         if !self.engine.leads() || self.proposals.len() >= PROPOSALS_MAX {
             return;
@@ -161,23 +177,39 @@ impl Work {
         let alerts: Vec<Command> = alerts.into_iter().filter(|command| !self.is_early(command)).collect();
         for change in changes {
             tracing::info!(?change, "proposing");
-            self.proposals.spawn(propose(Arc::clone(&self.member), vec![change]));
+            self.proposals.spawn(change_record(Arc::clone(&self.member), self.term, change));
         }
         if self.alerts.is_empty() && !alerts.is_empty() {
-            self.alerts.spawn(propose(Arc::clone(&self.member), alerts));
+            self.alerts.spawn(settle_alerts(Arc::clone(&self.member), self.term, alerts));
         }
     }
 }
 
-async fn propose(member: Arc<Member>, commands: Vec<Command>) {
-    for command in commands {
-        if !member.is_master() {
-            return;
+async fn change_record(member: Arc<Member>, term: u64, change: Command) -> Option<Refused> {
+    let about = match &change {
+        Command::VmAuthority { id, if_generation, .. } => Some(Refused { vm: *id, seen: *if_generation }),
+        _ => None,
+    };
+    match member.node.propose_in_term(term, change, PROPOSE_TIMEOUT).await {
+        Ok(Outcome::Refused(refusal)) => {
+            tracing::info!(%refusal, "a proposal was refused");
+            about
         }
-        match member.node.propose(command, PROPOSE_TIMEOUT).await {
-            Ok(ev_core::pool::Outcome::Refused(refusal)) => tracing::debug!(%refusal, "a proposal was refused"),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(%error, "a proposal was not committed; it is made again if it still holds");
+            None
+        }
+    }
+}
+
+async fn settle_alerts(member: Arc<Member>, term: u64, alerts: Vec<Command>) {
+    for alert in alerts {
+        match member.node.propose_in_term(term, alert, PROPOSE_TIMEOUT).await {
+            Ok(Outcome::Refused(refusal)) => tracing::warn!(%refusal, "an alert was refused"),
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a proposal was not committed; it is made again if it still holds"),
+            // The engine asks for all that is still due at its next tick.
+            Err(error) => return tracing::debug!(%error, "an alert was not committed"),
         }
     }
 }

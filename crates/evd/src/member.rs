@@ -211,7 +211,7 @@ impl Member {
                     ProposeError::NoMaster { .. } => ErrorCode::NoMaster,
                     ProposeError::Unknown => ErrorCode::TimedOut,
                     ProposeError::TooLarge { .. } => ErrorCode::Invalid,
-                    ProposeError::Refused(_) => ErrorCode::Refused,
+                    ProposeError::Refused(_) | ProposeError::OtherTerm => ErrorCode::Refused,
                     ProposeError::Stopped => ErrorCode::Internal,
                 };
                 Err(ApiError::new(code, error.to_string()))

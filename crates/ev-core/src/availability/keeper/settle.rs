@@ -57,10 +57,11 @@ impl Keeper {
         if let Guest::Ending { .. } = self.guest {
             return;
         }
-        if self.ordered_since() != Some(since) {
+        let ordered = self.ordered_since() == Some(since);
+        if !ordered && !self.record_is_stale(since) {
             return self.end(since, EndCause::Superseded, out);
         }
-        if self.wished_off_by_force() {
+        if ordered && self.wished_off_by_force() {
             return self.end(since, EndCause::Forced, out);
         }
         let grace_over = self.without_lease_since.is_some_and(|from| now.since(from) >= self.grace);
@@ -75,15 +76,22 @@ impl Keeper {
                 out.push(Action::Resume);
             }
             Guest::Paused { .. } | Guest::Pausing { .. } if grace_over => self.end(since, EndCause::LeaseLost, out),
-            Guest::Running { .. } => self.settle_power_down(now, out),
+            Guest::Running { .. } if ordered => self.settle_power_down(now, out),
             Guest::Absent
             | Guest::Starting { .. }
+            | Guest::Running { .. }
             | Guest::Pausing { .. }
             | Guest::Paused { .. }
             | Guest::Resuming { .. }
             | Guest::Ending { .. }
             | Guest::Ended { .. } => {}
         }
+    }
+
+    /// A process that was started anew from an old configuration finds a guest that a newer record ordered: what it knows
+    /// says nothing about that guest until a master was heard. (The gate stays closed, and the lease's end counts.)
+    fn record_is_stale(&self, since: Generation) -> bool {
+        !self.gone && self.vm.authority.generation < since
     }
 
     fn end(&mut self, since: Generation, cause: EndCause, out: &mut Vec<Action>) {

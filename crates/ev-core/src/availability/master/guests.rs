@@ -71,10 +71,12 @@ impl Master {
         Some(AuthorityChange::Start { host, clean: true })
     }
 
-    /// Whether a guest of a lower start order is still to come up.
+    /// Whether a guest of a lower start order is still to come up: at the pool's start as after a host's death.
     fn must_wait(&mut self, now: Instant, vm: &Vm, state: &PoolState) -> bool {
         let blocked = state.vms.values().any(|other| {
-            other.config.start_order < vm.config.start_order && other.desired == Desired::Running && !self.runs(other)
+            other.config.start_order < vm.config.start_order
+                && other.desired == Desired::Running
+                && !self.runs(now, other, state)
         });
         if !blocked {
             self.waiting_since.remove(&vm.id);
@@ -84,9 +86,11 @@ impl Master {
         now.since(from) < START_ORDER_WAIT
     }
 
-    fn runs(&self, vm: &Vm) -> bool {
-        let report = vm.authority.active.and_then(|active| self.reports.get(&(vm.id, active)));
-        report.is_some_and(|(_, report)| matches!(report.guest, GuestState::Running { .. }))
+    fn runs(&self, now: Instant, vm: &Vm, state: &PoolState) -> bool {
+        let (Some(active), Power::On { since }) = (vm.authority.active, vm.authority.power) else { return false };
+        let report = self.reports.get(&(vm.id, active));
+        let runs = report.is_some_and(|(_, report)| report.guest == GuestState::Running { since });
+        runs && !self.active_is_dead(now, vm, active, state)
     }
 
     fn change_of_running(
@@ -114,7 +118,7 @@ impl Master {
         }
     }
 
-    fn takeover(&self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> Option<AuthorityChange> {
+    fn takeover(&mut self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> Option<AuthorityChange> {
         if vm.level == Level::Unprotected || !self.lease_surely_over(now, vm, state) {
             return None;
         }
@@ -126,7 +130,7 @@ impl Master {
                 && vm.authority.holds_all_good(*host)
                 && self.host_view(now, *host, state) == HostView::Alive
         })?;
-        Some(AuthorityChange::Start { host: other, clean: false })
+        (!self.must_wait(now, vm, state)).then_some(AuthorityChange::Start { host: other, clean: false })
     }
 
     fn after_end(&mut self, now: Instant, vm: &Vm, ended: &Ended, state: &PoolState) -> Option<AuthorityChange> {
@@ -161,12 +165,12 @@ impl Master {
             entry.counted = since;
             entry.last = now;
         }
-        let failures = entry.failures;
-        if failures > 1 {
-            let doubled = RESTART_PAUSE_FIRST * 2_u32.saturating_pow((failures - 2).min(6));
-            if now.since(entry.last) < doubled.min(RESTART_PAUSE_LAST) {
-                return None;
-            }
+        let Restarts { failures, last, .. } = *entry;
+        let pause =
+            failures.checked_sub(2).map(|doublings| RESTART_PAUSE_FIRST * 2_u32.saturating_pow(doublings.min(6)));
+        if pause.is_some_and(|pause| now.since(last) < pause.min(RESTART_PAUSE_LAST)) || self.must_wait(now, vm, state)
+        {
+            return None;
         }
         let other = vm
             .authority

@@ -28,12 +28,13 @@ pub enum HostView {
 const STUCK_AM: Duration = Duration::from_secs(15);
 
 impl Master {
-    /// Whether a host counts as dead. The master itself is alive; so is, for the detection time, everyone after its election.
+    /// Whether a host counts as dead. The master itself is alive; so is everyone for the detection time after its election,
+    /// and after it stood still itself.
     #[must_use]
     pub fn host_view(&self, now: Instant, host: HostId, state: &PoolState) -> HostView {
         let detection = Duration::from_millis(state.settings.detection_ms);
         let last = self.heard.iter().filter(|((heard, _), _)| *heard == host).map(|(_, at)| *at).max();
-        let last = last.max(self.leader_since);
+        let last = last.max(self.awake_since);
         match last {
             _ if host == self.me => HostView::Alive,
             Some(last) if now.since(last) < detection => HostView::Alive,
@@ -56,7 +57,7 @@ impl Master {
     /// this VM for so long that it must be stuck.
     pub(super) fn active_is_dead(&self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> bool {
         let detection = Duration::from_millis(state.settings.detection_ms.max(state.settings.report_interval_ms * 2));
-        let last_report = self.reports.get(&(vm.id, active)).map(|(at, _)| *at).max(self.leader_since);
+        let last_report = self.reports.get(&(vm.id, active)).map(|(at, _)| *at).max(self.awake_since);
         let silence = last_report.map_or(Duration::MAX, |at| now.since(at));
         match self.host_view(now, active, state) {
             HostView::Dead => silence >= detection,

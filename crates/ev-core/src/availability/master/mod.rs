@@ -48,6 +48,9 @@ pub struct Master {
     /// The member that runs this engine.
     me: HostId,
     leader_since: Option<Instant>,
+    last_tick: Option<Instant>,
+    /// Since when this engine has run without a gap: what was not heard before may have been missed here.
+    awake_since: Option<Instant>,
     heard: BTreeMap<(HostId, Path), Instant>,
     reports: BTreeMap<(VmId, HostId), (Instant, AmReport)>,
     /// Latest time, on this clock, at which a lease that was granted here can still count.
@@ -66,6 +69,8 @@ impl Master {
         Self {
             me,
             leader_since: None,
+            last_tick: None,
+            awake_since: None,
             heard: BTreeMap::new(),
             reports: BTreeMap::new(),
             granted_until: BTreeMap::new(),
@@ -78,7 +83,7 @@ impl Master {
     /// This member was elected: nothing that a predecessor knew is known here, but for the heartbeats.
     pub fn elected(&mut self, now: Instant) {
         let heard = std::mem::take(&mut self.heard);
-        *self = Self { leader_since: Some(now), heard, ..Self::new(self.me) };
+        *self = Self { leader_since: Some(now), awake_since: Some(now), heard, ..Self::new(self.me) };
     }
 
     /// This member leads no longer.
@@ -126,9 +131,19 @@ impl Master {
         if self.leader_since.is_none() || state.pool.is_none() {
             return;
         }
+        self.note_own_stall(now, state);
         self.forget_what_is_gone(state);
         self.settle_guests(now, state, out);
         self.settle_alerts(now, unix_ms, state, out);
+    }
+
+    /// When this host stood still (frozen, or short of processors), it must not take its own silence for the others'.
+    fn note_own_stall(&mut self, now: Instant, state: &PoolState) {
+        let stalled = Duration::from_millis(state.settings.detection_ms) / 2;
+        if self.last_tick.is_some_and(|last| now.since(last) >= stalled) {
+            self.awake_since = Some(now);
+        }
+        self.last_tick = Some(now);
     }
 
     fn forget_what_is_gone(&mut self, state: &PoolState) {
