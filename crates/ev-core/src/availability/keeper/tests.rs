@@ -229,7 +229,7 @@ fn a_replica_that_was_lost_is_proposed_again_until_answered() {
     let seen = bench.state.generation(1);
     let proposal = Action::Propose { seen, change: change.clone() };
     let lost = Event::ReplicaLost { disk: disk_id(1, 0), host: H2 };
-    assert_eq!(guests(bench.at(200, lost)), [proposal.clone()]);
+    assert_eq!(guests(bench.at(200, lost)), std::slice::from_ref(&proposal));
     assert_eq!(guests(bench.lease(1_000)), []);
     assert_eq!(guests(bench.tick(1_700)), [proposal]);
     bench.state.must(Command::VmAuthority { id: vm_id(1), if_generation: seen, change });
