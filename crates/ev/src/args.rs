@@ -15,20 +15,23 @@ pub struct Arguments {
     pub command: Command,
 }
 
+/// Under which heading `--help` shows the options of every command.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
     /// Print tables for people or JSON for programs
-    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// API address of any host of the pool, instead of the local evd
-    #[arg(long, global = true, value_name = "ADDRESS[:PORT]", env = "EV_POOL")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "ADDRESS[:PORT]", env = "EV_POOL")]
     pub pool: Option<String>,
     /// Administrator's token, with --pool
-    #[arg(long, global = true, value_name = "TOKEN", env = "EV_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "TOKEN", env = "EV_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Socket of the local evd
-    #[arg(long, global = true, value_name = "PATH", env = "EV_SOCKET", default_value = "/run/evenkeel/evd.sock")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH", env = "EV_SOCKET", default_value = "/run/evenkeel/evd.sock")]
     pub socket: PathBuf,
 }
 
