@@ -135,7 +135,9 @@ const WISH_REPEAT: Duration = Duration::from_millis(1000);
 impl Coordinator {
     /// A coordinator without a record: it serves nobody until it gets one.
     #[must_use]
-    pub fn new(local: LocalReplica, settings: Settings, now: Instant) -> Self {
+    pub fn new(mut local: LocalReplica, settings: Settings, now: Instant) -> Self {
+        // What it will be written now nobody confirmed: a partner that knew this replica must not take it for that one.
+        local.instance = local.instance.wrapping_add(1);
         let partner = Partner::new(&local, now);
         Self {
             settings,
@@ -200,10 +202,10 @@ impl Coordinator {
         &self.local
     }
 
-    /// Whether everything is on disk and the logs name nothing that both replicas share.
+    /// Whether nothing of the guest's is under way, everything is on disk, and the logs name nothing that both replicas share.
     #[must_use]
     pub fn is_tidy(&self) -> bool {
-        self.local.failed || self.local.log.is_settled()
+        self.guest_ops_in_flight() == 0 && (self.local.failed || self.local.log.is_settled())
     }
 
     /// Whether nothing of the local replica is under way, so that the role can change.

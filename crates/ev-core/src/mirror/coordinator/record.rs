@@ -64,6 +64,10 @@ impl Coordinator {
             self.local.log.clear_all();
         } else if !next.good.partner {
             self.partner.unresolved_start = false;
+            // By a record that we have not seen the partner may have been active, and written what is not here.
+            if before.is_some_and(|before| before.generation.next() != next.generation) {
+                self.drop_link(CloseReason::RoleChanged, out);
+            }
             // One that takes part all the same is in step, or being copied to; it needs no second copy.
             if !self.partner.takes_part() {
                 self.partner.expected = Expected::Nothing;

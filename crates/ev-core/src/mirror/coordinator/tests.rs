@@ -165,3 +165,61 @@ fn the_first_record_does_not_rule_out_that_the_target_is_about_to_be_called_good
     let begins = |action: &Action| matches!(action, Action::Send(Message::CopyBegin { .. }));
     assert!(seen.iter().any(begins), "{seen:?}");
 }
+
+#[test]
+fn a_record_that_was_not_seen_ends_the_link_because_the_partner_may_have_been_active_by_it() {
+    let closed = Action::CloseLink(super::super::message::CloseReason::RoleChanged);
+    let good = Action::Wish(Wish::ReplicaGood { host: THERE, seen: Generation(3) });
+    let seen = in_step().record(3, false);
+    assert!(seen.contains(&good) && !seen.contains(&closed), "{seen:?}");
+    let seen = in_step().record(4, false);
+    assert_eq!(seen, [closed]);
+}
+
+#[test]
+fn a_coordinator_is_another_instance_than_the_replica_that_it_was() {
+    let mut bench = Bench::new(shared(1));
+    let before = bench.coordinator.local().hello(Generation::NONE).instance;
+    let local = bench.coordinator.into_local();
+    bench.coordinator = Coordinator::new(
+        local,
+        Settings { partner_timeout: Duration::from_secs(1), copy_bytes_per_s: None },
+        bench.now,
+    );
+    let seen = bench.step(Input::LinkUp);
+    assert!(matches!(seen[..], [Action::Send(Message::Hello(hello))] if hello.instance != before), "{seen:?}");
+}
+
+#[test]
+fn with_a_failed_disk_reads_wait_until_the_partner_counts() {
+    let mut bench = in_step();
+    bench.record(3, false);
+    bench.step(Input::Write { op: GUEST, write: WRITE });
+    bench.step(Input::LocalDone { op: GUEST, ok: false });
+    let read = OpId(2);
+    let asked = Action::Send(Message::Read { op: read, extent: WRITE.extent });
+    let seen = bench.step(Input::Read { op: read, extent: WRITE.extent });
+    assert_eq!(seen, [], "another guest might not find there what this one reads");
+    let seen = bench.record(4, true);
+    assert!(seen.contains(&asked), "{seen:?}");
+}
+
+#[test]
+fn who_has_served_nothing_takes_the_only_good_replica_as_it_is() {
+    let mut bench = Bench::new(shared(1));
+    let good = Required { local: false, partner: true };
+    bench.step(Input::Record(Record { generation: Generation(2), partner: Some(THERE), good }));
+    let entrusts = |seen: &[Action]| seen.iter().any(|a| matches!(a, Action::Send(Message::History { .. })));
+    assert!(entrusts(&bench.greet(7, 1)));
+    bench.step(Input::LinkDown);
+    assert!(entrusts(&bench.greet(8, 1)), "it was opened anew before it had agreed");
+}
+
+#[test]
+fn it_is_not_tidy_while_something_of_the_guest_is_under_way() {
+    let mut bench = in_step();
+    assert!(bench.coordinator.is_tidy());
+    bench.step(Input::Write { op: GUEST, write: WRITE });
+    bench.step(Input::Tidy);
+    assert!(!bench.coordinator.is_tidy());
+}
