@@ -1,12 +1,12 @@
 //! The guest: what it asks for, what it is answered, and what it may rely on after a start.
 
-use ev_core::mirror::{Durability, Extent, Health, Input, OpId, Source, Write, WriteKind};
+use ev_core::mirror::{Coordinator, Durability, Extent, Health, Input, OpId, Source, Write, WriteKind};
 use ev_core::report::ReplicaState;
 
 use super::disk::{SECTOR_BYTES, sectors};
 use super::host::{Host, Process};
 use super::oracle::Loss;
-use super::world::{Asked, GUEST_OPS_MAX, GuestOp, HOSTS, SECTORS, World, place};
+use super::world::{Asked, Closing, GUEST_OPS_MAX, GuestOp, HOSTS, SECTORS, World, place};
 
 impl World {
     /// After a start the guest's world begins when its host acts by the record and nothing of an earlier guest is under way.
@@ -58,6 +58,10 @@ impl World {
     }
 
     pub fn acknowledged(&mut self, place: usize, op: OpId) {
+        if self.closing == Some(Closing::Flushing(op)) && self.active == HOSTS[place] {
+            self.closing = Some(Closing::Tidying);
+            self.oracle.flushed(self.now + 1);
+        }
         let Some(id) = self.guest_op_of(place, op) else { return };
         let Some(guest) = self.guest.remove(&id) else { return };
         self.now += 1;
@@ -93,22 +97,23 @@ impl World {
     /// The guest may see an error only when no good replica can be reached.
     pub fn failed(&mut self, place: usize, op: OpId) {
         let Some(id) = self.guest_op_of(place, op) else { return };
-        let here = &self.hosts[place];
-        let local_fine = self.good.contains(&here.id) && !here.disk.failed && here.disk.bad.is_empty();
-        let state = here.process.as_ref().and_then(Process::coordinator).and_then(|engine| engine.partner_state());
-        let there = &self.hosts[1 - place];
-        let partner_fine = self.good.contains(&there.id) && state == Some(ReplicaState::Online);
-        let partner_readable = !there.disk.failed && there.disk.bad.is_empty();
-        assert!(!local_fine, "host {place} failed an operation that its own replica can do");
-        assert!(!(partner_fine && partner_readable), "host {place} failed an operation that its partner can do");
+        let Some(asked_at) = self.guest.get(&id).map(|guest| guest.at) else { return };
+        let works = |host: &Host| !host.disk.failed && host.disk.bad.is_empty() && host.trouble_at < asked_at;
+        let [here, there] = [place, 1 - place].map(|place| &self.hosts[place]);
+        let state = here.process.as_ref().and_then(Process::coordinator).and_then(Coordinator::partner_state);
+        let local_can = self.good.contains(&here.id) && works(here);
+        let partner_can = self.good.contains(&there.id) && state == Some(ReplicaState::Online) && works(there);
+        assert!(!local_can, "host {place} failed an operation that its own replica can do");
+        assert!(!partner_can, "host {place} failed an operation that its partner can do");
         // The guest's file system has had its error; it is ended and started again.
         self.guest.remove(&id);
         self.guest_runs = false;
+        self.closing = None;
     }
 
     /// The guest does something.
     pub fn guest_acts(&mut self) {
-        if !self.guest_runs || self.recovering || self.guest.len() >= GUEST_OPS_MAX {
+        if !self.guest_runs || self.recovering || self.closing.is_some() || self.guest.len() >= GUEST_OPS_MAX {
             return;
         }
         self.now += 1;
@@ -161,6 +166,9 @@ impl World {
     /// Gives the process what it does not know of, in the order in which the guest asked.
     pub fn submit_guest_ops(&mut self) {
         let place = place(self.active);
+        if self.is_frozen(place) {
+            return;
+        }
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
         let Some(process) = process else { return };
@@ -182,6 +190,46 @@ impl World {
                 Asked::Read { extent } => Input::Read { op, extent },
             };
             process.tell(now, disk, input);
+        }
+        self.after(place);
+    }
+
+    /// The guest is asked to shut down.
+    pub fn begin_clean_end(&mut self) {
+        if self.guest_runs && !self.recovering && self.closing.is_none() {
+            self.closing = Some(Closing::Wanted);
+        }
+    }
+
+    /// After its end the disk is flushed and the log cleared; then the record says that the end was clean.
+    pub fn advance_clean_end(&mut self) {
+        let Some(closing) = self.closing else { return };
+        let place = place(self.active);
+        let now = self.instant();
+        let frozen = self.is_frozen(place);
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let Some(process) = process.as_mut().filter(|process| !frozen && process.next_role.is_none()) else { return };
+        if process.coordinator().is_none() {
+            return;
+        }
+        match closing {
+            Closing::Wanted if self.guest.is_empty() => {
+                process.next_op += 1;
+                let op = OpId(process.next_op);
+                self.closing = Some(Closing::Flushing(op));
+                process.tell(now, disk, Input::Flush { op });
+            }
+            Closing::Tidying => {
+                process.tell(now, disk, Input::Tidy);
+                if process.coordinator().is_some_and(Coordinator::is_tidy) {
+                    self.closing = Some(Closing::Clean);
+                    self.guest_runs = false;
+                    self.generation = self.generation.next();
+                    self.summary.clean_ends += 1;
+                    self.tell(|| format!("record {}: the guest has ended cleanly", self.generation));
+                }
+            }
+            Closing::Wanted | Closing::Flushing(_) | Closing::Clean => {}
         }
         self.after(place);
     }

@@ -66,6 +66,10 @@ pub struct Host {
     pub disk: Disk,
     pub process: Option<Process>,
     pub powered: bool,
+    /// When its storage last failed, wholly or in a sector.
+    pub trouble_at: u64,
+    /// Until then nothing of it runs, as if its virtual CPUs got no time.
+    pub frozen_until: u64,
     /// When it last lost its power, and when the last copy that made its replica good began.
     pub lost_power_at: u64,
     pub good_since: u64,
@@ -113,6 +117,7 @@ impl Host {
         self.kill_process(true, rng);
         self.disk.power_cut(rng);
         self.powered = false;
+        self.frozen_until = 0;
         self.lost_power_at = now;
     }
 }

@@ -21,13 +21,15 @@ pub struct Link {
     pub to: [VecDeque<Packet>; 2],
     /// Whether each still holds its end.
     pub held: [bool; 2],
+    /// Until then nothing arrives at each.
+    pub stalled_until: [u64; 2],
     /// Nothing more gets in.
     pub cut: bool,
 }
 
 impl Link {
     pub fn new() -> Self {
-        Self { to: [VecDeque::new(), VecDeque::new()], held: [true, true], cut: false }
+        Self { to: [VecDeque::new(), VecDeque::new()], held: [true, true], stalled_until: [0, 0], cut: false }
     }
 
     /// Cuts it: of what is on its way, some from the front still arrives.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ev_core::ids::HostId;
 use ev_core::mirror::Wish;
 
-use super::world::{HOSTS, World, place};
+use super::world::{Closing, HOSTS, World, place};
 
 impl World {
     /// A proposal reaches the store: it is committed only if nothing has changed since.
@@ -40,8 +40,9 @@ impl World {
             let host = &self.hosts[place(*host)];
             host.lost_power_at > host.good_since.max(self.guest_since)
         };
-        if self.good.iter().all(lost) {
+        if self.guest_runs && self.good.iter().all(lost) {
             self.guest_runs = false;
+            self.closing = None;
         }
     }
 
@@ -78,7 +79,10 @@ impl World {
             return;
         }
         self.active = choice;
-        self.good = BTreeSet::from([choice]);
+        if self.closing != Some(Closing::Clean) {
+            self.good = BTreeSet::from([choice]);
+        }
+        self.closing = None;
         self.generation = self.generation.next();
         self.guest_runs = false;
         self.recovering = true;

@@ -20,5 +20,5 @@ mod oracle;
 mod run;
 mod world;
 
-pub use run::run;
+pub use run::{Cut, run, run_with_cut};
 pub use world::Summary;

@@ -8,6 +8,8 @@ struct Written {
     value: Sector,
     /// When it was asked for, and when it was acknowledged.
     asked: u64,
+    /// When it came to the replicas first; for what a guest has found, that was before it began.
+    written: u64,
     acknowledged: Option<u64>,
     /// A flush that was asked for after its acknowledgement was acknowledged too.
     flushed: bool,
@@ -31,8 +33,9 @@ pub enum Loss {
 
 impl Oracle {
     pub fn new(content: &[Sector]) -> Self {
-        let known =
-            |value: &Sector| vec![Written { value: *value, asked: 0, acknowledged: Some(0), flushed: true, id: 0 }];
+        let known = |value: &Sector| {
+            vec![Written { value: *value, asked: 0, written: 0, acknowledged: Some(0), flushed: true, id: 0 }]
+        };
         Self { sectors: content.iter().map(known).collect() }
     }
 
@@ -46,13 +49,15 @@ impl Oracle {
             if sector.len() == 1 && sector[0].value == value {
                 continue;
             }
-            sector.push(Written { value, asked: now + 1, acknowledged: Some(now + 1), flushed: false, id: 0 });
+            let first = sector.iter().rev().find(|written| written.value == value);
+            let written = first.map_or(now + 1, |first| first.written);
+            sector.push(Written { value, asked: now + 1, written, acknowledged: Some(now + 1), flushed: false, id: 0 });
         }
     }
 
     pub fn asked(&mut self, id: u64, sectors: std::ops::Range<usize>, value: Sector, now: u64) {
         for sector in sectors {
-            let written = Written { value, asked: now, acknowledged: None, flushed: false, id };
+            let written = Written { value, asked: now, written: now, acknowledged: None, flushed: false, id };
             self.sectors[sector].push(written);
         }
     }
@@ -81,7 +86,7 @@ impl Oracle {
     pub fn allows(&self, sector: usize, value: Sector, loss: Loss) -> bool {
         let counts = |other: &Written| match loss {
             Loss::None => true,
-            Loss::UnflushedBefore(time) => other.flushed || other.asked > time,
+            Loss::UnflushedBefore(time) => other.flushed || other.written > time,
         };
         let all = &self.sectors[sector];
         all.iter().any(|written| written.value == value && !superseded(written, all, counts))

@@ -2,7 +2,6 @@
 
 use super::host::{Engine, Process};
 use super::world::{HOSTS, Summary, World, place};
-use ev_core::mirror::Health;
 
 /// Events with faults.
 const STORM_STEPS: u64 = 900;
@@ -20,7 +19,25 @@ struct Weather {
     disk_fails: u64,
     bad_sector: u64,
     drop_wish: u64,
+    stall: u64,
+    freeze: u64,
+    clean_end: u64,
 }
+
+/// No faults.
+const CALM: Weather = Weather {
+    cut_link: 0,
+    kill: 0,
+    power: 0,
+    both_power: 0,
+    takeover: 0,
+    disk_fails: 0,
+    bad_sector: 0,
+    drop_wish: 0,
+    stall: 0,
+    freeze: 0,
+    clean_end: 0,
+};
 
 impl World {
     fn weather(&mut self) -> Weather {
@@ -34,6 +51,9 @@ impl World {
             disk_fails: some(3),
             bad_sector: some(4),
             drop_wish: some(300),
+            stall: some(10),
+            freeze: some(5),
+            clean_end: some(5),
         }
     }
 
@@ -65,12 +85,33 @@ impl World {
         if self.rng.per_mille(weather.disk_fails) {
             // One disk at a time: with both gone there is nothing to be kept.
             if !self.hosts[1 - place].disk.failed {
+                self.exact = false;
                 self.hosts[place].disk.failed = true;
+                self.hosts[place].trouble_at = self.now;
             }
         }
         if self.rng.per_mille(weather.bad_sector) && self.hosts[1 - place].disk.bad.is_empty() {
             let sector = self.rng.within(0..278);
+            self.exact = false;
+            self.hosts[place].trouble_at = self.now;
             self.hosts[place].disk.bad.insert(usize::try_from(sector).expect("small"));
+        }
+    }
+
+    /// What slows down instead of breaking, and an orderly end.
+    fn delays(&mut self, weather: Weather) {
+        let (place, until) = (self.any_place(), self.now + self.rng.within(50..2_500));
+        if self.rng.per_mille(weather.stall)
+            && let Some(link) = &mut self.link
+        {
+            link.stalled_until[place] = until;
+        }
+        if self.rng.per_mille(weather.freeze) {
+            self.tell(|| format!("host {place} is frozen until {until}"));
+            self.hosts[place].frozen_until = until;
+        }
+        if self.rng.per_mille(weather.clean_end) {
+            self.begin_clean_end();
         }
     }
 
@@ -111,6 +152,8 @@ impl World {
                 self.tick(milliseconds);
             }
             97 => self.bring_back(),
+            98 if self.rng.per_mille(150) => self.compare(),
+            98 => self.advance_clean_end(),
             _ => {
                 let place = self.any_place();
                 self.complete(place);
@@ -144,22 +187,13 @@ impl World {
             }
             self.hosts[place].disk.failed = false;
             self.hosts[place].disk.bad.clear();
+            self.hosts[place].frozen_until = 0;
             self.hosts[place].powered = true;
             self.start_process(place);
         }
     }
 
     fn calm_event(&mut self, step: u64) {
-        let calm = Weather {
-            cut_link: 0,
-            kill: 0,
-            power: 0,
-            both_power: 0,
-            takeover: 0,
-            disk_fails: 0,
-            bad_sector: 0,
-            drop_wish: 0,
-        };
         if step.is_multiple_of(64) {
             self.tick(60);
             for (place, host) in HOSTS.into_iter().enumerate() {
@@ -171,6 +205,7 @@ impl World {
                 self.connect();
             }
             self.submit_guest_ops();
+            self.advance_clean_end();
             while !self.wishes.is_empty() {
                 self.commit_wish(0);
             }
@@ -182,7 +217,7 @@ impl World {
         match self.rng.within(0..3) {
             0 => self.complete(usize::from(step.is_multiple_of(2))),
             1 => self.deliver(usize::from(step.is_multiple_of(2))),
-            _ if step < 500 => self.event(calm),
+            _ if step < 500 => self.event(CALM),
             _ => self.complete(usize::from(step.is_multiple_of(2))),
         }
     }
@@ -207,27 +242,61 @@ pub fn run(seed: u64) -> Summary {
     let weather = world.weather();
     for _ in 0..STORM_STEPS {
         world.faults(weather);
+        world.delays(weather);
         world.event(weather);
         world.check_same();
     }
-    world.peace();
-    let mut step = 0;
-    while !world.is_done() {
-        assert!(step < PEACE_STEPS, "peace does not bring both replicas in step: {}", world.describe());
-        world.calm_event(step);
-        step += 1;
+    world.must_end_well()
+}
+
+/// Who loses the power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The host in this place.
+    One(usize),
+    Both,
+}
+
+/// Runs the schedule of `seed` without any other fault, and cuts the power after `step` events. Part of the seeds begins with a copy.
+///
+/// # Panics
+/// When a rule is broken.
+#[must_use]
+pub fn run_with_cut(seed: u64, step: u64, cut: Cut) -> Summary {
+    let mut world = World::new(seed, seed % 2 == 1);
+    for _ in 0..step {
+        world.event(CALM);
     }
-    // The last look: whichever replica the guest is started on after both lost their power, it is all there.
-    world.cut_power(0);
-    world.cut_power(1);
-    world.peace();
-    world.start_guest();
-    while world.recovering {
-        assert!(step < 2 * PEACE_STEPS, "the guest does not start again: {}", world.describe());
-        world.calm_event(step);
-        step += 1;
+    for place in 0..2 {
+        if cut == Cut::Both || cut == Cut::One(place) {
+            world.cut_power(place);
+        }
     }
-    world.summary
+    world.must_end_well()
+}
+
+impl World {
+    /// With peace everything is answered and both replicas meet; and after that they survive the loss of both hosts' power.
+    fn must_end_well(mut self) -> Summary {
+        self.peace();
+        let mut step = 0;
+        while !self.is_done() {
+            assert!(step < PEACE_STEPS, "peace does not bring both replicas in step: {}", self.describe());
+            self.calm_event(step);
+            step += 1;
+        }
+        // The last look: whichever replica the guest is started on after both lost their power, it is all there.
+        self.cut_power(0);
+        self.cut_power(1);
+        self.peace();
+        self.start_guest();
+        while self.recovering {
+            assert!(step < 2 * PEACE_STEPS, "the guest does not start again: {}", self.describe());
+            self.calm_event(step);
+            step += 1;
+        }
+        self.summary
+    }
 }
 
 impl World {
@@ -255,10 +324,5 @@ impl World {
             of(place(self.active)),
             of(1 - place(self.active)),
         )
-    }
-
-    #[allow(dead_code)]
-    fn healths(&self) -> [Health; 2] {
-        [0, 1].map(|place: usize| self.hosts[place].disk.superblock().health)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ev_core::ids::{Generation, HostId, MemberId};
 use ev_core::mirror::{
     Action, CopyKind, Extent, Geometry, Health, History, Input, Message, OpId, Record, ReplicaInfo, Required, Settings,
-    Wish, Write,
+    Trouble, Verified, Wish, Write,
 };
 use ev_core::report::ReplicaState;
 use ev_core::time::Instant;
@@ -42,6 +42,17 @@ pub struct GuestOp {
     pub op: Option<OpId>,
 }
 
+/// How far an orderly end of the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// The guest asks for nothing more; what it asked for is awaited.
+    Wanted,
+    Flushing(OpId),
+    Tidying,
+    /// The record says that the end was clean: all good replicas are the same.
+    Clean,
+}
+
 /// Counts of what a run has seen, so that a test can see that the faults bite.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Summary {
@@ -50,8 +61,9 @@ pub struct Summary {
     pub delta_copies: u64,
     pub full_copies: u64,
     pub entrusted: u64,
-    pub resent: u64,
-    pub repaired: u64,
+    pub failed_disks: u64,
+    pub clean_ends: u64,
+    pub compared: u64,
 }
 
 impl Summary {
@@ -62,8 +74,9 @@ impl Summary {
         self.delta_copies += other.delta_copies;
         self.full_copies += other.full_copies;
         self.entrusted += other.entrusted;
-        self.resent += other.resent;
-        self.repaired += other.repaired;
+        self.failed_disks += other.failed_disks;
+        self.clean_ends += other.clean_ends;
+        self.compared += other.compared;
     }
 }
 
@@ -87,12 +100,16 @@ pub struct World {
     pub guest_since: u64,
     /// The guest's host has not taken its role under the newest start yet.
     pub recovering: bool,
+    /// The guest is shutting down, or has ended cleanly.
+    pub closing: Option<Closing>,
     pub next_guest: u64,
     next_instance: u64,
     pub oracle: Oracle,
     /// Regions that were ever written, or may be taken for written.
     pub touched: BTreeSet<u64>,
     copy_kind: Option<CopyKind>,
+    /// No storage has failed so far, so that a comparison must find nothing.
+    pub exact: bool,
     pub summary: Summary,
 }
 
@@ -120,6 +137,8 @@ impl World {
             disk: Disk::new(SECTORS, u64::from(REGIONS), infos[index]),
             process: None,
             powered: true,
+            trouble_at: 0,
+            frozen_until: 0,
             lost_power_at: 0,
             good_since: 0,
         };
@@ -138,6 +157,8 @@ impl World {
             guest_runs: true,
             guest_since: 0,
             recovering: true,
+            closing: None,
+            exact: true,
             next_guest: 1,
             next_instance: 0,
             oracle: Oracle::new(&vec![0; SECTORS]),
@@ -186,8 +207,15 @@ impl World {
         self.hosts[place].start_process(geometry, instance);
     }
 
+    pub fn is_frozen(&self, place: usize) -> bool {
+        self.now < self.hosts[place].frozen_until
+    }
+
     /// A record reaches a host.
     pub fn deliver_role(&mut self, place: usize, role: Role) {
+        if self.is_frozen(place) {
+            return;
+        }
         self.tell(|| format!("host {place} learns {role:?}"));
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
@@ -242,14 +270,18 @@ impl World {
         self.hosts[place].cut_power(now, rng);
         self.forget_ops(place);
         // A guest whose only replica lost what was not flushed can't go on, wherever it runs.
-        if self.active == HOSTS[place] || self.good == BTreeSet::from([HOSTS[place]]) {
+        if self.guest_runs && (self.active == HOSTS[place] || self.good == BTreeSet::from([HOSTS[place]])) {
             self.guest_runs = false;
+            self.closing = None;
         }
     }
 
     /// The guest's operations will have to be sent to the next process.
     fn forget_ops(&mut self, place: usize) {
         if self.active == HOSTS[place] {
+            if matches!(self.closing, Some(Closing::Flushing(_) | Closing::Tidying)) {
+                self.closing = Some(Closing::Wanted);
+            }
             for op in self.guest.values_mut() {
                 op.op = None;
             }
@@ -258,10 +290,11 @@ impl World {
 
     pub fn connect(&mut self) {
         for place in 0..2 {
-            let ready = self.hosts[place]
-                .process
-                .as_ref()
-                .is_some_and(|process| process.next_role.is_none() && !matches!(process.engine, Engine::None));
+            let ready = !self.is_frozen(place)
+                && self.hosts[place]
+                    .process
+                    .as_ref()
+                    .is_some_and(|process| process.next_role.is_none() && !matches!(process.engine, Engine::None));
             if !ready {
                 return;
             }
@@ -293,7 +326,7 @@ impl World {
             .link
             .as_ref()
             .is_some_and(|link| link.held[place] && (link.cut || !link.held[1 - place]) && link.to[place].is_empty());
-        if !gone {
+        if !gone || self.is_frozen(place) {
             return;
         }
         self.drop_link(place);
@@ -307,9 +340,12 @@ impl World {
 
     /// Delivers the next message to that side.
     pub fn deliver(&mut self, place: usize) {
-        let Some(packet) =
-            self.link.as_mut().filter(|link| link.held[place]).and_then(|link| link.to[place].pop_front())
-        else {
+        let now = self.now;
+        let arrives = |link: &&mut Link| link.held[place] && link.stalled_until[place] <= now;
+        if self.is_frozen(place) {
+            return;
+        }
+        let Some(packet) = self.link.as_mut().filter(arrives).and_then(|link| link.to[place].pop_front()) else {
             return;
         };
         self.tell(|| format!("host {place} gets {:?}", packet.message));
@@ -328,6 +364,9 @@ impl World {
 
     /// Ends one operation on that host's storage.
     pub fn complete(&mut self, place: usize) {
+        if self.is_frozen(place) {
+            return;
+        }
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
         let Some(process) = process else { return };
@@ -359,7 +398,7 @@ impl World {
             for action in actions {
                 self.carry_out(place, action);
             }
-            self.check(place);
+            self.check();
         }
     }
 
@@ -372,7 +411,9 @@ impl World {
             Action::Fail { op } => self.failed(place, op),
             Action::CloseLink(_) => self.drop_link(place),
             Action::Wish(wish) => self.wishes.push(wish),
-            Action::Trouble(_) | Action::Verified(_) => {}
+            Action::Trouble(Trouble::LocalFailed) => self.summary.failed_disks += 1,
+            Action::Trouble(_) => {}
+            Action::Verified(verified) => self.verified(verified),
             Action::Forget { op } => {
                 if let Some(process) = self.hosts[place].process.as_mut().filter(|process| !process.is_busy(op)) {
                     process.data.remove(&op);
@@ -403,6 +444,8 @@ impl World {
                     CopyKind::Full => self.summary.full_copies += 1,
                 }
             }
+            // What is looked at from here on is a comparison.
+            Message::CopyEnd { .. } => self.copy_kind = None,
             Message::History { .. } => self.summary.entrusted += 1,
             Message::HashRequest { extent, .. } => {
                 let torn = self.hosts.iter().any(|host| host.disk.torn);
@@ -418,19 +461,33 @@ impl World {
     }
 
     /// What must hold at every moment.
-    fn check(&mut self, place: usize) {
+    fn check(&self) {
         for host in &self.hosts {
             if self.good.contains(&host.id) {
                 let health = host.disk.superblock().health;
                 assert_eq!(health, Health::Good, "the record calls the replica of host {} good", host.id);
             }
         }
-        let Some(process) = &self.hosts[place].process else { return };
-        if let Some(engine) = process.coordinator()
-            && engine.local().is_failed()
-        {
-            self.summary.repaired += 1;
+    }
+
+    /// Replicas in step are the same while the guest goes on, block for block.
+    fn verified(&mut self, verified: Verified) {
+        self.summary.compared += u64::from(verified.complete);
+        assert!(!self.exact || verified.different_bytes == 0, "a comparison of replicas in step finds {verified:?}");
+    }
+
+    /// Compares both replicas, if they are in step.
+    pub fn compare(&mut self) {
+        let (place, repair) = (place(self.active), self.rng.per_mille(500));
+        if self.is_frozen(place) {
+            return;
         }
+        let now = self.instant();
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        if let Some(process) = process.as_mut().filter(|process| process.coordinator().is_some()) {
+            process.tell(now, disk, Input::Verify { repair });
+        }
+        self.after(place);
     }
 
     /// Both replicas are in step and nothing is under way: then they are the same.
@@ -441,7 +498,9 @@ impl World {
         let in_step = engine.partner_state() == Some(ReplicaState::Online)
             && engine.local_state() == ReplicaState::Online
             && self.good.len() == 2;
-        let silent = self.link.as_ref().is_some_and(|link| link.to.iter().all(std::collections::VecDeque::is_empty));
+        let whole = |link: &&Link| !link.cut && link.held == [true, true];
+        let link = self.link.as_ref().filter(whole);
+        let silent = link.is_some_and(|link| link.to.iter().all(std::collections::VecDeque::is_empty));
         if !(in_step && silent && self.hosts.iter().all(quiet) && engine.ops_in_flight() == 0) {
             return false;
         }
@@ -457,6 +516,9 @@ impl World {
         self.now += milliseconds;
         let now = self.instant();
         for place in 0..2 {
+            if self.is_frozen(place) {
+                continue;
+            }
             let Host { process, disk, .. } = &mut self.hosts[place];
             if let Some(process) = process {
                 process.tell(now, disk, Input::Tick);
