@@ -230,13 +230,19 @@ impl PoolNode {
         }
     }
 
-    /// Which voters don't answer just now.
+    /// Asks the other voters; which of them give no answer.
+    pub async fn silent_voters(&self) -> BTreeSet<MemberId> {
+        let answered: BTreeSet<MemberId> = ask_others(&self.shared).await.iter().map(|one| one.member).collect();
+        let voters = self.shared.membership().voter_ids().map(MemberId).collect::<BTreeSet<_>>();
+        voters.into_iter().filter(|id| !answered.contains(id) && *id != self.shared.me.member).collect()
+    }
+
+    /// Which voters don't answer just now, by name.
     pub async fn silence(&self) -> Silence {
-        let voters: BTreeSet<u64> = self.shared.membership().voter_ids().collect();
-        let answered: BTreeSet<u64> = ask_others(&self.shared).await.iter().map(|one| one.member.0).collect();
+        let silent = self.silent_voters().await;
+        let voters = self.shared.membership().voter_ids().count();
         let state = self.shared.state.borrow();
-        let silent = voters.iter().filter(|id| !answered.contains(id) && **id != self.shared.me.member.0);
-        Silence { silent: silent.map(|id| state.member_name(MemberId(*id))).collect(), voters: voters.len() }
+        Silence { silent: silent.into_iter().map(|id| state.member_name(id)).collect(), voters }
     }
 
     /// Make certain that this member is pool master now and has applied all that was committed before the call.

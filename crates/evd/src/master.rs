@@ -1,12 +1,12 @@
 //! The pool master's work: one task owns the engine of `ev_core::availability::master`, tells it what happened, and
 //! proposes what it decides. On hosts that do not lead it only listens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ev_core::availability::master::{Master, Path};
-use ev_core::ids::{Generation, HostId, VmId};
+use ev_core::ids::{Generation, HostId, MemberId, VmId};
 use ev_core::pool::{Command, Outcome};
 use ev_core::report::AmReport;
 use ev_core::time::Instant;
@@ -26,6 +26,8 @@ const REPORTS_WAITING_MAX: usize = 256;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A new host may take so long until its first heartbeat.
 const ARRIVAL: Duration = Duration::from_secs(10);
+/// How often the voters are asked whether they are there.
+const VOTERS_INTERVAL: Duration = Duration::from_secs(1);
 /// Proposals under way; while there are more, no further ones are made.
 const PROPOSALS_MAX: usize = 64;
 
@@ -72,6 +74,8 @@ pub async fn run(member: Arc<Member>, engine: Engine) {
         proposals: JoinSet::new(),
         alerts: JoinSet::new(),
         awaited: BTreeMap::new(),
+        voters: JoinSet::new(),
+        voters_asked: None,
         member,
     };
     work.run(engine.0).await;
@@ -87,6 +91,9 @@ struct Work {
     alerts: JoinSet<()>,
     /// Since when hosts that were never heard are waited for.
     awaited: BTreeMap<HostId, Instant>,
+    /// The question to the voters whether they are there.
+    voters: JoinSet<BTreeSet<MemberId>>,
+    voters_asked: Option<Instant>,
     member: Arc<Member>,
 }
 
@@ -154,6 +161,21 @@ impl Work {
         })
     }
 
+    fn ask_voters(&mut self) {
+        let now = clock::now();
+        while let Some(answered) = self.voters.try_join_next() {
+            if let Ok(silent) = answered {
+                self.engine.voters_asked(now, &silent);
+            }
+        }
+        let due = self.voters_asked.is_none_or(|at| now.since(at) >= VOTERS_INTERVAL);
+        if self.engine.leads() && self.voters.is_empty() && due {
+            self.voters_asked = Some(now);
+            let node = self.member.node.clone();
+            self.voters.spawn(async move { node.silent_voters().await });
+        }
+    }
+
     fn look(&mut self) {
         for ((host, path), at) in self.member.ear.last() {
             if let Ok(path) = u8::try_from(path) {
@@ -166,6 +188,7 @@ impl Work {
             }
         }
         while self.alerts.try_join_next().is_some() {}
+        self.ask_voters();
         if !self.engine.leads() || self.proposals.len() >= PROPOSALS_MAX {
             return;
         }

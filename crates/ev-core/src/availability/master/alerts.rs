@@ -1,11 +1,12 @@
 //! What a person should know, and do: raised when it becomes so, cleared when it is over.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::Master;
-use super::hosts::HostView;
+use super::hosts::{HostView, Path};
 use crate::authority::Power;
-use crate::pool::{Alert, Command, MemberKind, PoolState, Severity};
+use crate::pool::{Alert, Command, Member, MemberKind, PoolState, Severity};
 use crate::report::{EndCause, GuestState};
 use crate::time::Instant;
 use crate::vm::{Level, Vm};
@@ -13,55 +14,30 @@ use crate::vm::{Level, Vm};
 /// Failures in a row from which on a guest's restarts are an alert.
 const FAILURES_WORTH_AN_ALERT: u32 = 3;
 
+/// A network or a quorum server of which nothing was heard for so long is an alert; shorter gaps happen.
+const SILENCE: Duration = Duration::from_secs(3);
+
 type Alerts = BTreeMap<String, Alert>;
+
+/// What is wrong now.
+struct Wanted {
+    unix_ms: u64,
+    alerts: Alerts,
+}
+
+impl Wanted {
+    fn add(&mut self, key: String, severity: Severity, object: &str, text: String, action: &str) {
+        let (object, action) = (object.to_owned(), action.to_owned());
+        self.alerts.insert(key, Alert { since_unix_ms: self.unix_ms, severity, object, text, action });
+    }
+}
 
 impl Master {
     pub(super) fn settle_alerts(&self, now: Instant, unix_ms: u64, state: &PoolState, out: &mut Vec<Command>) {
-        let mut wanted = Alerts::new();
-        let mut add = |key: String, severity, object: &str, text: String, action: &str| {
-            let alert =
-                Alert { since_unix_ms: unix_ms, severity, object: object.to_owned(), text, action: action.to_owned() };
-            wanted.insert(key, alert);
-        };
-        for host in state.hosts() {
-            if self.host_view(now, host.id, state) == HostView::Dead {
-                let text = "the host is down or cut off from the pool master on every network".to_owned();
-                add(
-                    format!("host-down/{}", host.id),
-                    Severity::Error,
-                    &host.name,
-                    text,
-                    "check its power and its network cables",
-                );
-            }
-        }
-        if let Some((text, action)) = voting_gap(state) {
-            let pool = state.pool.as_ref().map_or("", |pool| pool.name.as_str());
-            add("quorum/none".to_owned(), Severity::Warning, pool, text, action);
-        }
-        for vm in state.vms.values() {
-            if let Some(text) = self.failing(vm) {
-                add(
-                    format!("vm-failing/{}", vm.id),
-                    Severity::Error,
-                    &vm.name,
-                    text,
-                    "see ev pvm-show and the log of QEMU on its host",
-                );
-            }
-            if let Some(text) = without_redundancy(vm, state) {
-                add(
-                    format!("vm-simplex/{}", vm.id),
-                    Severity::Warning,
-                    &vm.name,
-                    text,
-                    "bring the other host or its disk back; the copy then runs by itself (ev pvm-sync shows it)",
-                );
-            }
-            for (index, trouble) in self.troubles(vm).into_iter().enumerate() {
-                add(format!("vm-trouble/{}/{index}", vm.id), Severity::Warning, &vm.name, trouble, "see ev disk-show");
-            }
-        }
+        let mut wanted = Wanted { unix_ms, alerts: Alerts::new() };
+        self.alerts_of_members(now, state, &mut wanted);
+        self.alerts_of_vms(state, &mut wanted);
+        let wanted = wanted.alerts;
         for (key, alert) in &wanted {
             let stands =
                 state.alerts.get(key).is_some_and(|old| old.text == alert.text && old.severity == alert.severity);
@@ -72,6 +48,65 @@ impl Master {
         for key in state.alerts.keys().filter(|key| !wanted.contains_key(*key)) {
             out.push(Command::AlertClear { key: key.clone() });
         }
+    }
+
+    fn alerts_of_members(&self, now: Instant, state: &PoolState, wanted: &mut Wanted) {
+        for host in state.hosts() {
+            if self.host_view(now, host.id, state) == HostView::Dead {
+                let text = "the host is down or cut off from the pool master on every network".to_owned();
+                let action = "check its power and its network cables";
+                wanted.add(format!("host-down/{}", host.id), Severity::Error, &host.name, text, action);
+                continue;
+            }
+            for path in self.silent_paths(now, host) {
+                let text = format!("nothing has come from this host on {path} for {} s", SILENCE.as_secs());
+                let action = "check this network's cables, switches and addresses (ev host-list shows what is heard)";
+                wanted.add(format!("path-silent/{}/{}", host.id, path.0), Severity::Warning, &host.name, text, action);
+            }
+        }
+        if let Some((text, action)) = voting_gap(state) {
+            let pool = state.pool.as_ref().map_or("", |pool| pool.name.as_str());
+            wanted.add("quorum/none".to_owned(), Severity::Warning, pool, text, action);
+        }
+        let quorum_servers = state.members.values().filter(|member| member.kind == MemberKind::QuorumServer);
+        let silent_for_long =
+            |server: &&Member| self.silent_voters.get(&server.id).is_some_and(|since| now.since(*since) >= SILENCE);
+        for server in quorum_servers.filter(silent_for_long) {
+            let text = "the quorum server does not answer: the death of a host now stops what needs a vote".to_owned();
+            let action = "start it again, or check the network to it";
+            wanted.add(format!("quorum-silent/{}", server.id), Severity::Warning, &server.name, text, action);
+        }
+    }
+
+    fn alerts_of_vms(&self, state: &PoolState, wanted: &mut Wanted) {
+        for vm in state.vms.values() {
+            if let Some(text) = self.failing(vm) {
+                let action = "see ev pvm-show and the log of QEMU on its host";
+                wanted.add(format!("vm-failing/{}", vm.id), Severity::Error, &vm.name, text, action);
+            }
+            if let Some(text) = without_redundancy(vm, state) {
+                let action =
+                    "bring the other host or its disk back; the copy then runs by itself (ev pvm-sync shows it)";
+                wanted.add(format!("vm-simplex/{}", vm.id), Severity::Warning, &vm.name, text, action);
+            }
+            for (index, trouble) in self.troubles(vm).into_iter().enumerate() {
+                let key = format!("vm-trouble/{}/{index}", vm.id);
+                wanted.add(key, Severity::Warning, &vm.name, trouble, "see ev disk-show");
+            }
+        }
+    }
+
+    /// The networks on which a host, though alive, has not been heard for long.
+    fn silent_paths(&self, now: Instant, host: &Member) -> Vec<Path> {
+        let Some(awake) = self.awake_since.filter(|_| host.id != self.me) else { return Vec::new() };
+        let could_be_heard_since = self.first_heard.get(&host.id).copied().map_or(awake, |first| first.max(awake));
+        let paths = (0..=u8::try_from(host.private.len()).unwrap_or(u8::MAX)).map(Path);
+        paths
+            .filter(|path| {
+                let last = self.heard.get(&(host.id, *path)).copied().unwrap_or_default();
+                now.since(last.max(could_be_heard_since)) >= SILENCE
+            })
+            .collect()
     }
 
     fn failing(&self, vm: &Vm) -> Option<String> {

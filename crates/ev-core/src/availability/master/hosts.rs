@@ -15,6 +15,15 @@ use crate::vm::Vm;
 #[serde(transparent)]
 pub struct Path(pub u8);
 
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            0 => f.write_str("the management network"),
+            number => write!(f, "private link {number}"),
+        }
+    }
+}
+
 /// A host as the pool master sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostView {

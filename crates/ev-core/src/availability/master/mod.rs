@@ -17,11 +17,11 @@ mod hosts;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::authority::{AuthorityChange, Power};
-use crate::ids::{Generation, HostId, VmId};
+use crate::ids::{Generation, HostId, MemberId, VmId};
 use crate::pool::{Command, PoolState};
 use crate::report::AmReport;
 use crate::time::Instant;
@@ -52,6 +52,7 @@ pub struct Master {
     /// Since when this engine has run without a gap: what was not heard before may have been missed here.
     awake_since: Option<Instant>,
     heard: BTreeMap<(HostId, Path), Instant>,
+    first_heard: BTreeMap<HostId, Instant>,
     reports: BTreeMap<(VmId, HostId), (Instant, AmReport)>,
     /// Latest time, on this clock, at which a lease that was granted here can still count.
     granted_until: BTreeMap<VmId, Instant>,
@@ -61,6 +62,8 @@ pub struct Master {
     restarts: BTreeMap<VmId, guests::Restarts>,
     /// Since when a guest of a lower start order has been awaited.
     waiting_since: BTreeMap<VmId, Instant>,
+    /// Voters that do not answer, and since when.
+    silent_voters: BTreeMap<MemberId, Instant>,
 }
 
 impl Master {
@@ -72,11 +75,13 @@ impl Master {
             last_tick: None,
             awake_since: None,
             heard: BTreeMap::new(),
+            first_heard: BTreeMap::new(),
             reports: BTreeMap::new(),
             granted_until: BTreeMap::new(),
             pending: BTreeMap::new(),
             restarts: BTreeMap::new(),
             waiting_since: BTreeMap::new(),
+            silent_voters: BTreeMap::new(),
         }
     }
 
@@ -99,7 +104,16 @@ impl Master {
 
     /// A heartbeat of a host came in on a path. Taken in also while not leading, so that a new master is not blind.
     pub fn heartbeat(&mut self, now: Instant, host: HostId, path: Path) {
+        self.first_heard.entry(host).or_insert(now);
         self.heard.insert((host, path), now);
+    }
+
+    /// Which voters gave no answer when they were last asked.
+    pub fn voters_asked(&mut self, now: Instant, silent: &BTreeSet<MemberId>) {
+        self.silent_voters.retain(|voter, _| silent.contains(voter));
+        for voter in silent {
+            self.silent_voters.entry(*voter).or_insert(now);
+        }
     }
 
     /// An AM reported. Returns the lease to grant. The caller must have confirmed, *after* the report came in, that this member
@@ -153,6 +167,7 @@ impl Master {
         self.waiting_since.retain(|vm, _| state.vms.contains_key(vm));
         self.pending.retain(|vm, pending| state.vms.get(vm).is_some_and(|vm| vm.authority.generation == pending.seen));
         self.heard.retain(|(host, _), _| state.members.contains_key(host));
+        self.first_heard.retain(|host, _| state.members.contains_key(host));
     }
 
     /// The pool state refused the change proposed at generation `seen`: it will not be committed any more.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{HostView, Master, Path};
 use crate::authority::{AuthorityChange, Power};
-use crate::ids::{Generation, HostId};
-use crate::pool::fixtures::{H1, H2, create, disk_id, pool, protect, protected, vm_id};
+use crate::ids::{Generation, HostId, MemberId};
+use crate::pool::fixtures::{H1, H2, QUORUM, create, disk_id, pool, protect, protected, vm_id};
 use crate::pool::{Command, PoolState};
 use crate::report::{AmReport, EndCause, GuestState};
 use crate::time::Instant;
@@ -281,4 +281,36 @@ fn a_takeover_keeps_the_start_order_too() {
     let report = report(&bench.state, 2, H2, GuestState::Running { since });
     bench.master.report(at(bench.now_ms), report, &bench.state);
     assert_eq!(bench.pass(1_000), [(1, TAKEOVER)]);
+}
+
+#[test]
+fn a_silent_network_and_a_silent_quorum_server_are_alerts_until_they_are_heard() {
+    let mut state = pool();
+    for member in state.members.values_mut().filter(|member| member.id == H1) {
+        member.private = vec!["10.0.1.1".parse().unwrap(), "10.0.2.1".parse().unwrap()];
+    }
+    let mut master = Master::new(H2);
+    master.elected(at(0));
+    let alerts = |master: &mut Master, from_ms: u64, to_ms: u64, paths: &[u8], silent: &[MemberId]| {
+        let mut last = Vec::new();
+        for now_ms in (from_ms..to_ms).step_by(50) {
+            for path in paths {
+                master.heartbeat(at(now_ms), H1, Path(*path));
+            }
+            master.voters_asked(at(now_ms), &silent.iter().copied().collect());
+            last.clear();
+            master.tick(at(now_ms), 0, &state, &mut last);
+        }
+        let keys = last.into_iter().filter_map(|command| match command {
+            Command::AlertRaise { key, .. } => Some(key),
+            _ => None,
+        });
+        keys.collect::<Vec<_>>()
+    };
+    assert_eq!(alerts(&mut master, 0, 5_000, &[0, 1, 2], &[]), [""; 0]);
+    assert_eq!(alerts(&mut master, 5_000, 7_900, &[0, 2], &[QUORUM]), [""; 0], "short gaps happen");
+    let both = [format!("path-silent/{H1}/1"), format!("quorum-silent/{QUORUM}")];
+    assert_eq!(alerts(&mut master, 7_900, 8_200, &[0, 2], &[QUORUM]), both);
+    assert_eq!(alerts(&mut master, 8_200, 8_300, &[0, 1, 2], &[]), [""; 0]);
+    assert_eq!(alerts(&mut master, 8_300, 20_000, &[], &[]), [format!("host-down/{H1}")], "one alert, not four");
 }
