@@ -70,6 +70,7 @@ fn a_first_copy_is_full_moves_what_differs_and_lets_the_guest_write_on() {
     let mut pair = Pair::new(SIZE_BYTES);
     pair.a.open();
     pair.commit();
+    pair.until_confirmed();
     let mut client = Client::connect(&pair.a.socket());
     for at in 0..40 {
         client.write(at * 6 * MIB, &pattern(7, 64 << 10));

@@ -160,8 +160,18 @@ impl Pair {
     /// Commits what the disk on `A` asks for until the record calls exactly these good.
     pub fn until_good(&mut self, good: &[HostId]) {
         let good: BTreeSet<_> = good.iter().copied().collect();
+        self.until_record(|pair| pair.good == good);
+    }
+
+    /// A coordinator's first record does not rule out that an earlier process has proposed more: it asks for another one.
+    pub fn until_confirmed(&mut self) {
+        let first = self.generation;
+        self.until_record(|pair| pair.generation > first);
+    }
+
+    fn until_record(&mut self, wanted: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + WAIT_TIMEOUT;
-        while self.good != good {
+        while !wanted(self) {
             let left = deadline.saturating_duration_since(Instant::now());
             let events = self.a.events.as_ref().expect("the disk on A is open");
             let event = events.recv_timeout(left).expect("the disk asks for the record in time");
@@ -169,6 +179,11 @@ impl Pair {
             match event {
                 DiskEvent::ReplicaLost { host, seen, .. } if seen == self.generation => self.good.remove(&host),
                 DiskEvent::ReplicaGood { host, seen, .. } if seen == self.generation => self.good.insert(host),
+                // A host that has heard of the newest record closes the link to one that has not: it is made again.
+                DiskEvent::LinkDown { .. } if self.link.is_some() => {
+                    self.connect();
+                    continue;
+                }
                 DiskEvent::ReplicaLost { .. }
                 | DiskEvent::ReplicaGood { .. }
                 | DiskEvent::LinkDown { .. }

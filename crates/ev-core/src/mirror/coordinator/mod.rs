@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use self::copy::Copier;
 use self::op::Op;
-use self::partner::Partner;
+use self::partner::{Partner, Proposed};
 use self::settle::Settling;
 use super::acknowledge::Required;
 use super::extent::Extent;
@@ -282,7 +282,7 @@ impl Coordinator {
     fn required(&self) -> Required {
         let none = Required { local: false, partner: false };
         let of = |record: Option<Record>| record.map_or(none, |record| record.good);
-        let pending = Required { local: false, partner: self.partner.pending_good };
+        let pending = Required { local: false, partner: self.partner.proposed != Proposed::Nothing };
         of(self.record).and(of(self.next_record)).and(pending)
     }
 

@@ -68,16 +68,27 @@ pub(super) enum Expected {
     Instance(u64),
 }
 
+/// Who may have proposed, since the newest record, that the partner's replica be good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proposed {
+    Nothing,
+    ByUs,
+    /// An earlier process on this host; its proposal may still be on its way to the pool master. Any newer record makes it
+    /// void, so one is asked for, even if it says nothing new. Until then the partner counts: nothing that it lacks is
+    /// acknowledged, and no copy destroys what it holds.
+    PerhapsEarlier,
+}
+
 #[derive(Debug)]
 pub(super) struct Partner {
     pub link: Link,
     pub expected: Expected,
     /// When something came from it, or when waiting for it began.
     pub heard: Instant,
-    /// It was proposed that its replica be good, and no newer record has come since.
-    pub pending_good: bool,
-    /// A record was committed since we began, so that no proposal of an earlier process can call the partner good any more.
-    pub earlier_proposals_void: bool,
+    /// When the present link came up: it is given the same time to say something.
+    linked: Instant,
+    /// Whether the record may come to call its replica good without a further word of ours.
+    pub proposed: Proposed,
     /// Our logs named no region when this replica was opened.
     pub clean_at_open: bool,
     /// We were not closed cleanly and the record calls both good: until a record without the partner comes, what is
@@ -94,8 +105,8 @@ impl Partner {
             link: Link::Down,
             expected: Expected::Nothing,
             heard: now,
-            pending_good: false,
-            earlier_proposals_void: false,
+            linked: now,
+            proposed: Proposed::Nothing,
             clean_at_open: local.log.is_empty(),
             unresolved_start: false,
             history: History::NONE,
@@ -135,6 +146,7 @@ impl Partner {
 impl Coordinator {
     pub(super) fn link_up(&mut self, out: &mut Vec<Action>) {
         self.link_down(out);
+        self.partner.linked = self.now;
         self.partner.link = Link::Greeting(Greeting {
             hello: None,
             regions: RegionSet::empty(self.local.log.geometry().regions()),
@@ -270,7 +282,7 @@ impl Coordinator {
     /// Keeps the link alive and notices that the partner no longer does.
     pub(super) fn tick(&mut self, out: &mut Vec<Action>) {
         if !matches!(self.partner.link, Link::Down) {
-            if self.now.since(self.partner.heard) >= self.settings.partner_timeout {
+            if self.now.since(self.partner.heard.max(self.partner.linked)) >= self.settings.partner_timeout {
                 self.drop_link(CloseReason::Silent, out);
             } else if let Link::Stalled { since } | Link::Failed { since } = self.partner.link
                 && self.now.since(since) >= RETRY

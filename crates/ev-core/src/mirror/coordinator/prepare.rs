@@ -73,7 +73,7 @@ impl Coordinator {
             }
             return;
         }
-        if !self.may_copy() || !self.partner.earlier_proposals_void {
+        if !self.may_copy() {
             return;
         }
         let kind = match resync(self.local.history(), known.hello.replica) {
@@ -93,17 +93,10 @@ impl Coordinator {
         self.advance_preparation(preparation, out);
     }
 
-    /// Whether ours is the good replica and the partner's is not.
+    /// Whether ours is the good replica, and the partner's is not and can't become it.
     fn may_copy(&self) -> bool {
         let source_is_good = self.record.is_some_and(|record| record.good.local) && !self.local.failed;
         source_is_good && !self.required().partner && self.next_record.is_none()
-    }
-
-    /// A copy destroys what the partner holds, so the record must not come to call that good meanwhile. Of our own proposals we know;
-    /// one of an earlier process on this host may still be on its way to the pool master. Any newer record makes it
-    /// void: so one is asked for, even if it says nothing new.
-    pub(super) fn copy_waits_for_record(&self) -> bool {
-        matches!(self.partner.link, Link::Behind(_)) && self.may_copy() && !self.partner.earlier_proposals_void
     }
 
     fn advance_preparation(&mut self, mut preparation: Preparation, out: &mut Vec<Action>) {

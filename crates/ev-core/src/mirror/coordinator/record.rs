@@ -4,7 +4,7 @@ use super::super::acknowledge::Required;
 use super::super::good::{GiveUp, PartnerView, give_up, may_serve};
 use super::super::history::{PartnerStanding, under_record};
 use super::super::message::{Action, CloseReason, Trouble, Wish};
-use super::partner::{Expected, Link};
+use super::partner::{Expected, Link, Proposed};
 use super::{Coordinator, Record, WISH_REPEAT};
 
 impl Record {
@@ -53,9 +53,10 @@ impl Coordinator {
     fn put_in_effect(&mut self, next: Record, out: &mut Vec<Action>) {
         let before = self.record.replace(next);
         self.next_record = None;
-        // A proposal that the partner be good was against an older record: it is either in this one or void.
-        self.partner.pending_good = false;
-        self.partner.earlier_proposals_void |= before.is_some();
+        // A proposal that the partner be good was against an older record: it is either in this one or void. What was
+        // proposed against our first one is not known.
+        let lacking = next.good.local && next.partner.is_some() && !next.good.partner;
+        self.partner.proposed = if before.is_none() && lacking { Proposed::PerhapsEarlier } else { Proposed::Nothing };
         if before.is_some_and(|before| before.partner != next.partner) {
             self.partner.expected = Expected::Nothing;
             self.drop_link(CloseReason::RoleChanged, out);
@@ -105,7 +106,7 @@ impl Coordinator {
         self.told.wish = Some((wish, self.now));
         if let Wish::ReplicaGood { .. } = wish {
             // From here on it may be good without our knowing: it counts.
-            self.partner.pending_good = true;
+            self.partner.proposed = Proposed::ByUs;
         }
         out.push(Action::Wish(wish));
     }
@@ -117,13 +118,13 @@ impl Coordinator {
             return None;
         }
         let seen = record.generation;
+        if self.partner.proposed == Proposed::PerhapsEarlier {
+            return Some(Wish::ReplicaLost { host: partner, seen });
+        }
         match give_up(self.required(), self.local.failed, self.partner_view()) {
             GiveUp::Partner => return Some(Wish::ReplicaLost { host: partner, seen }),
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
             GiveUp::Local | GiveUp::Neither => {}
-        }
-        if self.copy_waits_for_record() {
-            return Some(Wish::ReplicaLost { host: partner, seen });
         }
         let good_again = !record.good.partner && matches!(self.partner.link, Link::InStep);
         good_again.then_some(Wish::ReplicaGood { host: partner, seen })
