@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use crate::store::json;
 use crate::types::{NodeId, TypeConfig, addresses_of};
@@ -33,6 +34,7 @@ pub(crate) struct Route {
     /// Which address to use; counted up when one fails.
     preferred: Arc<AtomicUsize>,
     client: PeerClient,
+    removed: watch::Sender<bool>,
 }
 
 /// Why a member gave no usable answer.
@@ -58,6 +60,9 @@ impl Route {
         let mut guard = Turn { route: self, turn, failed: true };
         let answer = self.client.call(address, Some(self.member), request, timeout).await;
         guard.failed = answer.is_err();
+        if let Ok(PeerResponse::Removed) = answer {
+            self.removed.send_replace(true);
+        }
         Ok(answer?)
     }
 
@@ -99,12 +104,14 @@ impl Drop for Turn<'_> {
 #[derive(Clone)]
 pub(crate) struct Network {
     client: PeerClient,
+    /// Whether a member said that this one was removed from the pool.
+    removed: watch::Sender<bool>,
     routes: Arc<Mutex<HashMap<MemberId, Route>>>,
 }
 
 impl Network {
     pub(crate) fn new(client: PeerClient) -> Self {
-        Self { client, routes: Arc::default() }
+        Self { client, removed: watch::Sender::new(false), routes: Arc::default() }
     }
 
     /// The one route to a member, which knows what address worked last. Routes to members that were removed stay,
@@ -115,9 +122,16 @@ impl Network {
         if let Some(route) = known {
             return route.clone();
         }
-        let route = Route { member, addresses, preferred: Arc::default(), client: self.client.clone() };
+        let (client, removed) = (self.client.clone(), self.removed.clone());
+        let route = Route { member, addresses, preferred: Arc::default(), client, removed };
         routes.insert(member, route.clone());
         route
+    }
+
+    /// Ends when a member has said that this one was removed from the pool.
+    pub(crate) async fn removed(&self) {
+        // The sender lives as long as this network.
+        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
     }
 }
 

@@ -221,12 +221,6 @@ impl PoolNode {
         self.shared.leadership.borrow().is_me
     }
 
-    /// Whether this number was given to a member that is not one any more.
-    #[must_use]
-    pub fn was_removed(&self, member: MemberId) -> bool {
-        self.shared.is_removed(member)
-    }
-
     /// The group as this member sees it.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
@@ -263,20 +257,23 @@ impl PoolNode {
         }
     }
 
-    /// Answer a request of the consensus group. Requests that are none of it are given back.
+    /// Ends when another member has said that this one was removed from the pool. One that was away when it happened
+    /// learns it so: nothing is sent to it any more.
+    pub async fn removed(&self) {
+        self.shared.network.removed().await;
+    }
+
+    /// Answer a request of the consensus group. Requests that are none of it are given back, but for those of strangers
+    /// and of members that were removed.
     ///
     /// # Errors
     /// The request, when it is for somebody else.
     pub async fn answer(&self, from: Peer, request: PeerRequest) -> Result<PeerResponse, PeerRequest> {
         match request {
-            PeerRequest::Raft { .. } | PeerRequest::Command { .. } | PeerRequest::Standing
-                if from.pool != self.shared.me.pool || self.shared.is_removed(from.member) =>
-            {
-                Ok(PeerResponse::Failed(format!(
-                    "member {} was removed from the pool: have it join again as a new member",
-                    from.member
-                )))
+            _ if from.pool != self.shared.me.pool => {
+                Ok(PeerResponse::Failed("this is another pool: ask a member of the own one".to_owned()))
             }
+            _ if self.shared.is_removed(from.member) => Ok(PeerResponse::Removed),
             PeerRequest::Raft { kind, body } => Ok(self.shared.answer_raft(kind, &body).await),
             PeerRequest::Command { body } => Ok(self.answer_command(from, &body).await),
             PeerRequest::Standing => Ok(PeerResponse::Standing(self.shared.standing())),

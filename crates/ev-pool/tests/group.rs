@@ -233,10 +233,23 @@ async fn a_removed_member_is_out_and_told_so() {
     assert_eq!(left, if master == 1 { [1, 3] } else { [2, 3] });
     let client = PeerClient::new(&pool.members[&other].identity);
     let answer = client.call(pool.members[&master].address, None, PeerRequest::Standing, PATIENCE).await.unwrap();
-    let PeerResponse::Failed(text) = answer else { panic!("{answer:?}") };
-    assert!(text.contains("was removed from the pool"), "{text}");
+    assert_eq!(answer, PeerResponse::Removed);
     pool.kill(other).await;
     pool.note(&node, "without it").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_removed_while_it_was_away_learns_it_at_its_return() {
+    let mut pool = TestPool::of(&[HOST, HOST, QUORUM]).await;
+    let (master, node) = pool.master().await;
+    let other = 3 - master;
+    pool.kill(other).await;
+    node.propose(Command::MemberRemove { id: MemberId(other) }, PATIENCE).await.unwrap();
+    pool.settle().await;
+    pool.restart(other).await;
+    let told = pool.node(other);
+    tokio::time::timeout(PATIENCE, told.removed()).await.expect("it hears of it");
+    assert!(told.state().borrow().members.contains_key(&MemberId(other)), "not from its own log");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

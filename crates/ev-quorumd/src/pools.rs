@@ -252,7 +252,7 @@ impl PeerHandler for Voter {
             match node.answer(from, request).await {
                 Ok(answer) => answer,
                 Err(PeerRequest::Dismiss) => {
-                    if from.role != Role::Host || node.was_removed(from.member) {
+                    if from.role != Role::Host {
                         return PeerResponse::Failed("only a host of the pool may dismiss it".to_owned());
                     }
                     drop(node);

@@ -71,6 +71,9 @@ pub enum PeerResponse {
     Failed(String),
     Standing(Standing),
     Dismissed,
+    /// The asking member was removed from the pool. Whoever knows its number and no longer lists it can say so for certain:
+    /// numbers are never given twice.
+    Removed,
 }
 
 /// How a member stands in the consensus group.
