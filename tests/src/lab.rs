@@ -4,18 +4,22 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ev_lab::{Lab, LabName, LabOptions};
+use ev_lab::{Lab, LabName, LabOptions, Node};
 
 use crate::guests::programs;
+use crate::owners::Owners;
 
 /// Names another QEMU for the hosts than the installed one.
 const QEMU_VARIABLE: &str = "EV_TEST_QEMU";
+/// Names a folder in which every lab leaves the whole logs of its machines, one folder a lab.
+const LOGS_VARIABLE: &str = "EV_TEST_LOGS";
 /// Most lines of each daemon's log that a failed test shows.
 const LOG_LINES_MAX: usize = 80;
 
 /// A lab that is removed when it goes out of scope.
 #[derive(Debug)]
 pub struct TestLab {
+    owners: Owners,
     lab: Option<Lab>,
     dir: PathBuf,
 }
@@ -51,25 +55,50 @@ impl TestLab {
             options.qemu = qemu.into();
         }
         let lab = Lab::up(options).unwrap_or_else(|error| panic!("the lab does not come up: {error}"));
-        Self { lab: Some(lab), dir }
+        Self { owners: Owners::watch(&lab), lab: Some(lab), dir }
     }
 
-    /// What the machine's daemon and AMs logged, the last lines of each file.
+    /// The hosts that the lab's only guest was seen to speak from, in order.
+    pub fn owners_seen(&self) -> Vec<String> {
+        self.owners.seen()
+    }
+
+    /// The logs of a machine's daemon, AMs and guests.
+    fn log_paths(&self, node: &Node) -> Vec<PathBuf> {
+        let mut paths = vec![self.plan().log_path(node)];
+        paths.extend(entries(&self.plan().state_dir(node).join("logs")));
+        for dir in [self.plan().state_dir(node), self.plan().run_dir(node)] {
+            let vms = entries(&dir.join("vms"));
+            let files = vms.iter().flat_map(|vm| [entries(vm), entries(&vm.join("qemu"))]).flatten();
+            paths.extend(files.filter(|path| path.extension().is_some_and(|extension| extension == "log")));
+        }
+        paths
+    }
+
+    /// The last lines of each log.
     fn logs(&self) -> String {
         let mut text = String::new();
-        for node in &self.plan().nodes {
-            append_tail(&mut text, &self.plan().log_path(node));
-            let vms = self.plan().state_dir(node).join("vms");
-            for vm in std::fs::read_dir(vms).into_iter().flatten().flatten() {
-                for file in std::fs::read_dir(vm.path()).into_iter().flatten().flatten() {
-                    if file.path().extension().is_some_and(|extension| extension == "log") {
-                        append_tail(&mut text, &file.path());
-                    }
-                }
-            }
+        for path in self.plan().nodes.iter().flat_map(|node| self.log_paths(node)) {
+            append_tail(&mut text, &path);
         }
         text
     }
+
+    fn keep_logs(&self, folder: &Path) -> std::io::Result<()> {
+        for node in &self.plan().nodes {
+            let own = folder.join(self.plan().name.to_string()).join(node.name.to_string());
+            std::fs::create_dir_all(&own)?;
+            for path in self.log_paths(node).iter().filter(|path| path.exists()) {
+                let vm = path.strip_prefix(&self.dir).unwrap_or(path).to_string_lossy().replace('/', "_");
+                std::fs::copy(path, own.join(vm))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn append_tail(text: &mut String, path: &Path) {
@@ -92,6 +121,11 @@ impl Drop for TestLab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
+        }
+        if let Some(folder) = std::env::var_os(LOGS_VARIABLE)
+            && let Err(error) = self.keep_logs(Path::new(&folder))
+        {
+            eprintln!("the logs were not kept in {}: {error}", Path::new(&folder).display());
         }
         let Some(lab) = self.lab.take() else { return };
         if let Err(error) = lab.down() {

@@ -6,6 +6,7 @@ mod client;
 mod guests;
 mod lab;
 mod load;
+mod owners;
 mod pool;
 mod postgres;
 mod rounds;

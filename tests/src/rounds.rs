@@ -1,28 +1,31 @@
 //! The main job as a sequence of steps, for scenarios, demo and benchmarks: the active host dies in the middle of writes, the
 //! guest comes back on the other one, the dead host returns and is brought in sync.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use ev_api::vm::{CopyView, DiskView, VmView};
-use ev_lab::Lab;
 
 use crate::client::in_client;
 use crate::guests::TinyImage;
+use crate::lab::TestLab;
 use crate::load::{Load, LoadReport, Service};
-use crate::pool::Pool;
+use crate::pool::{EvFailure, Pool};
 use crate::tiny::TinyGuest;
 use crate::wait::eventually;
 
 /// A real guest boots in 20 s on an emulated processor that it has for itself; it may have to share.
 const SERVICE_LIMIT: Duration = Duration::from_secs(180);
 const SYNC_LIMIT: Duration = Duration::from_secs(300);
+/// An AM reports twice a second.
+const REPORT_LIMIT: Duration = Duration::from_secs(20);
 /// Writes before a host dies, and after the guest is back.
 const WRITES_EACH_SIDE: u64 = 50;
 
 /// One VM at Level 2 in a lab of two hosts, under load.
 #[derive(Debug, Clone, Copy)]
 pub struct Protected<'a> {
-    pub lab: &'a Lab,
+    pub lab: &'a TestLab,
     pub pool: Pool<'a>,
     pub vm: &'a str,
 }
@@ -64,7 +67,7 @@ impl<'a> Protected<'a> {
     /// # Panics
     /// If any step fails.
     #[track_caller]
-    pub fn tiny(lab: &'a Lab) -> (Self, Load) {
+    pub fn tiny(lab: &'a TestLab) -> (Self, Load) {
         let pool = Pool::create(lab);
         pool.ok("h1", &TinyImage::find().create_arguments("tiny", "256M", TinyImage::ADDRESS));
         pool.ok("h1", &["pvm-protect", "tiny", "--level", "2", "--wait"]);
@@ -103,6 +106,35 @@ impl<'a> Protected<'a> {
         println!("{report:?}");
         report
     }
+
+    /// Looks at which hosts the guest was seen to speak from, and that it never went back to one without having been started
+    /// there again.
+    ///
+    /// # Panics
+    /// If it moved more often or less often.
+    #[track_caller]
+    pub fn assert_owner_moved(&self, times: RangeInclusive<usize>) {
+        let owners = self.lab.owners_seen();
+        println!("the guest spoke from {owners:?}");
+        assert!(times.contains(&owners.len().saturating_sub(1)), "expected {times:?} moves: {owners:?}");
+    }
+
+    /// Waits until one QEMU runs in the whole lab.
+    ///
+    /// # Panics
+    /// If there are more or fewer at the end of the time.
+    #[track_caller]
+    pub fn one_guest_process(&self) {
+        eventually("one guest in the lab", SERVICE_LIMIT, || {
+            let status = self.lab.status().map_err(|error| error.to_string())?;
+            let programs = status.iter().flat_map(|machine| &machine.processes).map(|process| &process.program);
+            match programs.filter(|program| program.starts_with("qemu-system")).count() {
+                1 => Ok(()),
+                count => Err(format!("{count} guests run")),
+            }
+        });
+    }
+
     /// The VM, once both replicas of all its disks are good; asked from a host that lives.
     ///
     /// # Panics
@@ -144,9 +176,18 @@ impl<'a> Protected<'a> {
         self.lab.start(&takeover.dead).expect("the host starts");
         let view = self.in_sync(&takeover.active);
         let in_sync = start.elapsed();
-        let disks: Vec<DiskView> = self.pool.json(&takeover.active, &["disk-show", self.vm]);
-        let copies = disks.iter().filter_map(|disk| disk.copy.clone()).collect();
+        // The record may say that the replicas are good before the AM's next report has the copy's figures.
+        let copies = eventually("the figures of the copies", REPORT_LIMIT, || {
+            let disks: Vec<DiskView> = self.disks(&takeover.active).map_err(|failure| failure.to_string())?;
+            let copies: Vec<CopyView> = disks.iter().filter_map(|disk| disk.copy.clone()).collect();
+            let ended = copies.len() == disks.len() && copies.iter().all(|copy| !copy.running);
+            if ended { Ok(copies) } else { Err(format!("{disks:?}")) }
+        });
         Return { in_sync, copies, disk_bytes: view.disks.iter().map(|disk| disk.size_bytes).sum() }
+    }
+
+    fn disks(&self, asked: &str) -> Result<Vec<DiskView>, EvFailure> {
+        self.pool.try_json(asked, &["disk-show", self.vm])
     }
 
     fn other_than(&self, host: &str) -> String {

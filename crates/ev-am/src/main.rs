@@ -30,7 +30,9 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // A log that can't be written (a full or failed disk) is no reason to end: without this, it would be a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    log.with_ansi(false).init();
     priority::raise();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(am::run(&options.config))

@@ -59,6 +59,22 @@ async fn sigterm_leaves_the_guest_running() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_am_whose_log_lies_on_a_full_disk_goes_on() {
+    let (pool, mut host) = running_guest().await;
+    let (since, qemu) = (pool.since(), host.qemu_pid());
+    host.kill_am();
+    host.start_am_logging_to(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok())
+        .await;
+    let report = host.status().await;
+    assert!(running(&report.guest), "{report:?}");
+    assert!(!host.am_has_ended());
+    assert_eq!((pool.since(), host.qemu_pid()), (since, qemu));
+    pool.desire(Desired::ForceOff);
+    until("the guest's end", || pool.since().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_am_of_the_same_vm_is_refused() {
     let (pool, mut host) = running_guest().await;
     let first = host.am_pid();

@@ -36,11 +36,12 @@ impl App {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let library = config.state_dir.join("library");
-        let staging = config.state_dir.join("staging");
+        // Beside the VMs' folders: an image becomes a replica by a change of its name, within one file system.
+        let staging = config.state_dir.join("vms/.staging");
         Ok(Arc::new(Self {
             machine: Machine::here().context("cannot read /proc")?,
             library: Library::open(library.clone()).with_context(|| format!("cannot use {}", library.display()))?,
-            images: Images::open(staging.clone()).with_context(|| format!("cannot use {}", staging.display()))?,
+            images: Images::open(staging),
             papers: PapersFolder::new(&config.state_dir),
             qemu: Qemu::at(&config.qemu, config.qemu_data_dir.as_deref()),
             member: watch::Sender::new(None),
@@ -95,6 +96,12 @@ impl App {
     #[must_use]
     pub fn vm_state(&self, vm: ev_core::ids::VmId) -> PathBuf {
         self.config.state_dir.join("vms").join(vm.to_string())
+    }
+
+    /// What a VM's AM logs. Not in the VM's state folder: that may lie on a disk whose failure the log is to tell of.
+    #[must_use]
+    pub fn vm_log(&self, vm: ev_core::ids::VmId) -> PathBuf {
+        self.config.state_dir.join("logs").join(format!("{vm}.log"))
     }
 
     /// Run folder of a VM on this host.

@@ -42,14 +42,13 @@ pub struct Images {
 }
 
 impl Images {
-    /// An empty staging folder.
-    ///
-    /// # Errors
-    /// It can't be made or swept.
-    pub fn open(folder: PathBuf) -> io::Result<Self> {
-        crate::durable::remove_all(&folder)?;
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder, images: Arc::default() })
+    /// An empty staging folder. Its disk may have failed: then uploads are refused, and the daemon does all the rest.
+    #[must_use]
+    pub fn open(folder: PathBuf) -> Self {
+        if let Err(error) = crate::durable::remove_all(&folder) {
+            tracing::warn!(folder = %folder.display(), %error, "earlier uploads cannot be removed; remove the folder by hand");
+        }
+        Self { folder, images: Arc::default() }
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut BTreeMap<Uuid, Image>) -> R) -> R {
@@ -86,7 +85,7 @@ impl Images {
             images.insert(id, Image { since: Instant::now(), state: ImageState::Uploading });
             Ok(())
         })?;
-        File::create(self.uploaded(id)).map_err(|error| {
+        std::fs::create_dir_all(&self.folder).and_then(|()| File::create(self.uploaded(id))).map_err(|error| {
             self.discard(id);
             disk_fault(&self.folder, &error)
         })

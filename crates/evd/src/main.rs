@@ -45,14 +45,13 @@ const THREADS: usize = 2;
 /// Scheduling priority (lower is more urgent), so that busy guests do not make a host look dead.
 const NICENESS: i32 = -10;
 
-/// What is logged where `RUST_LOG` says nothing.
-const LOGGED: &str = "info,openraft=warn";
-
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     die_of_panics();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ev_pool::DEFAULT_LOG_FILTER));
+    // A log that can't be written (a full or failed disk) is no reason to end: without this, it would be a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    log.with_ansi(false).init();
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::warn!(%error, "cannot raise the daemon's priority; busy guests may delay heartbeats");
     }

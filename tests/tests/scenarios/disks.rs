@@ -20,6 +20,8 @@ fn a_failed_disk_under_the_guest_is_served_from_the_other_host() {
     protected.in_sync(&active);
     assert_eq!(protected.boot_id(), boot_id, "the guest did not notice");
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=0);
 }
 
 #[test]
@@ -38,4 +40,6 @@ fn a_failed_disk_of_the_partner_is_copied_anew_after_its_replacement() {
     load.wait_for_more(50, LIMIT);
     assert_ne!(protected.boot_id(), boot_id);
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(1..=1);
 }

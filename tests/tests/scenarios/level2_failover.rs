@@ -17,4 +17,6 @@ fn a_guest_survives_the_death_of_either_host_with_all_that_was_acknowledged() {
         asked = takeover.active;
     }
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(2..=2);
 }

@@ -25,6 +25,8 @@ fn cut_private_links_cost_no_acknowledged_write_and_no_restart() {
     protected.in_sync("h1");
     assert_eq!(protected.boot_id(), boot_id, "the guest ran through it");
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=0);
 }
 
 #[test]
@@ -39,6 +41,8 @@ fn all_networks_between_the_hosts_cut_leave_one_owner_that_goes_on() {
     load.wait_for_more(100, LIMIT);
     protected.in_sync("h1");
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=1);
 }
 
 #[test]
@@ -53,4 +57,6 @@ fn a_host_without_its_management_network_loses_no_acknowledged_write() {
     load.wait_for_more(100, LIMIT);
     protected.in_sync(other);
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=1);
 }

@@ -32,4 +32,6 @@ fn a_killed_evd_or_am_leaves_the_guest_running_and_a_killed_qemu_is_started_agai
     assert_ne!(protected.boot_id(), boot_id);
     protected.in_sync(&active);
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=0);
 }

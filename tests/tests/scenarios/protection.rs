@@ -35,4 +35,6 @@ fn levels_change_under_a_running_guest_which_then_shuts_down_and_starts_again() 
     load.wait_for_more(50, LIMIT);
     assert_ne!(protected.boot_id(), boot_id);
     protected.assert_nothing_lost(load);
+    protected.one_guest_process();
+    protected.assert_owner_moved(0..=0);
 }

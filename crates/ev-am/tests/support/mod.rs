@@ -101,8 +101,13 @@ impl Host {
 
     /// Starts `ev-am`. What it logs is in `am.log`, and shown when the test fails.
     pub fn start_am(&mut self) {
-        assert!(self.am.is_none());
         let log = std::fs::OpenOptions::new().append(true).create(true).open(self.folder.join("am.log")).unwrap();
+        self.start_am_logging_to(log);
+    }
+
+    /// Starts `ev-am` with another log.
+    pub fn start_am_logging_to(&mut self, log: std::fs::File) {
+        assert!(self.am.is_none());
         let mut command = Command::new(env!("CARGO_BIN_EXE_ev-am"));
         command.arg("--config").arg(self.folder.join("am.json")).stdin(Stdio::null());
         command.env("RUST_LOG", "info,ev_am=debug").env("RUST_BACKTRACE", "1");

@@ -15,11 +15,6 @@ pub fn am_config(state: &Path) -> PathBuf {
 }
 
 #[must_use]
-pub fn am_log(state: &Path) -> PathBuf {
-    state.join("am.log")
-}
-
-#[must_use]
 pub fn am_socket(run: &Path) -> PathBuf {
     run.join("am.sock")
 }

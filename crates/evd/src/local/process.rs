@@ -36,6 +36,7 @@ pub enum StartError {
 /// A program is missing or the log can't be written.
 pub async fn start(program: &Path, config: &Path, log: &Path) -> Result<(), StartError> {
     let fault = |source| StartError::Log { path: log.to_owned(), source };
+    log.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(fault)?;
     let out = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(fault)?;
     let err = out.try_clone().map_err(fault)?;
     let spawn = |source| StartError::Spawn { program: program.to_owned(), source };

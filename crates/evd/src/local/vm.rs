@@ -156,7 +156,7 @@ impl Work {
         let app = &self.shared.app;
         let folder = app.vm_state(self.id);
         tracing::info!(vm = %vm.name, "starting the Availability Manager");
-        process::start(&app.am_program(), &files::am_config(&folder), &files::am_log(&folder)).await?;
+        process::start(&app.am_program(), &files::am_config(&folder), &app.vm_log(self.id)).await?;
         self.started = Some(Instant::now());
         self.told = None;
         Ok(())
@@ -198,7 +198,9 @@ impl Work {
             }
             return false;
         }
-        let removed = durable::remove_all(&run).and_then(|()| durable::remove_all(&app.vm_state(self.id)));
+        let removed = [&run, &app.vm_state(self.id), &app.vm_log(self.id)]
+            .into_iter()
+            .try_for_each(|path| durable::remove_all(path));
         match removed {
             Ok(()) => {
                 tracing::info!(vm = %self.id, "removed all files of a VM that has left this host");
