@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ev_core::authority::{Authority, AuthorityChange, Power};
 use ev_core::ids::{DiskId, Generation, HostId};
@@ -15,6 +15,7 @@ use ev_wire::am::AmConfig;
 
 use crate::links::Stream;
 use crate::paths::Paths;
+use crate::storage::{self, Retries};
 
 /// The first records of a VM: made (1), placed on a second host (2). Later ones come after a first start.
 const NEW_VM_GENERATION_MAX: Generation = Generation(2);
@@ -35,6 +36,7 @@ pub struct Disks {
 struct Slot {
     spec: DiskSpec,
     state: State,
+    retries: Retries,
 }
 
 enum State {
@@ -97,7 +99,8 @@ impl Disks {
                 copy_rate_limit: config.copy_rate_limit,
                 partner_timeout: Duration::from_millis(config.times.partner_timeout_ms),
             };
-            Slot { spec, state: State::Broken { fault: Fault::Lost, why: "there is no replica here yet".into() } }
+            let state = State::Broken { fault: Fault::Lost, why: "there is no replica here yet".into() };
+            Slot { spec, state, retries: Retries::default() }
         };
         let slots = vm.config.disks.iter().enumerate().map(slot).collect();
         let mut disks =
@@ -121,6 +124,33 @@ impl Disks {
                 slot.state = state;
             }
         }
+    }
+
+    /// Closes each disk whose replica failed and whose storage works again, and opens it anew; which ones. [`Self::act`] is then
+    /// to be called. A guest's I/O waits meanwhile, as it does for a new AM.
+    pub fn reopen_failed(&mut self, now: Instant) -> Vec<DiskId> {
+        let mut reopened = Vec::new();
+        for slot in &mut self.slots {
+            let State::Open(disk) = &slot.state else { continue };
+            let failed = disk.report().local == ReplicaState::Failed;
+            // A flush that is still under way holds on to the disk: next time.
+            if !failed || !slot.retries.is_due(now) || Arc::strong_count(disk) > 1 {
+                continue;
+            }
+            let folder = slot.spec.replica.parent().expect("a replica lies in the VM's state folder");
+            if let Err(error) = storage::probe(folder) {
+                tracing::debug!(disk = %slot.spec.disk, %error, "the storage of this replica still fails");
+                continue;
+            }
+            slot.retries.tried(now);
+            tracing::info!(disk = %slot.spec.disk, "the storage of the failed replica works again: opening it anew");
+            slot.state = State::Broken { fault: Fault::Lost, why: "it is being opened anew".into() };
+            reopened.push(slot.spec.disk);
+        }
+        if !reopened.is_empty() {
+            self.open_closed();
+        }
+        reopened
     }
 
     /// Makes every disk act by this record; answers with the changes of the record that are needed first.
@@ -325,6 +355,10 @@ pub struct Troubles(BTreeMap<DiskId, String>);
 impl Troubles {
     pub fn note(&mut self, disk: DiskId, text: String) {
         self.0.insert(disk, text);
+    }
+
+    pub fn forget(&mut self, disk: DiskId) {
+        self.0.remove(&disk);
     }
 
     pub fn list(&self) -> impl Iterator<Item = String> {

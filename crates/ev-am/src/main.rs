@@ -13,6 +13,7 @@ mod nics;
 mod paths;
 mod priority;
 mod started;
+mod storage;
 
 use std::path::PathBuf;
 

@@ -202,10 +202,34 @@ impl Am {
         if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             self.look_at_nics().await;
         }
-        if self.ticks.is_multiple_of(TICKS_PER_DISK_REPAIR) && self.disks.all_open().is_none() {
-            self.act_on_disks();
+        if self.ticks.is_multiple_of(TICKS_PER_DISK_REPAIR) {
+            self.mend_disks();
         }
         self.step(KeeperEvent::Tick).await
+    }
+
+    fn mend_disks(&mut self) {
+        let reopened = self.disks.reopen_failed(std::time::Instant::now());
+        for disk in &reopened {
+            self.troubles.forget(*disk);
+        }
+        if !reopened.is_empty() {
+            self.keep_marker();
+        }
+        if !reopened.is_empty() || self.disks.all_open().is_none() {
+            self.act_on_disks();
+        }
+    }
+
+    /// New storage in the old one's place lacks the marker of the guest that runs.
+    fn keep_marker(&self) {
+        let Some(guest) = &self.guest else { return };
+        let path = self.paths.started();
+        if matches!(started::read(&path), Ok(None))
+            && let Err(error) = started::write(&path, guest.task.since(), None)
+        {
+            tracing::error!(%error, "after a restart of this AM the guest will count as lost");
+        }
     }
 
     async fn look_at_nics(&mut self) {

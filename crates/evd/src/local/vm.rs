@@ -93,13 +93,14 @@ impl Work {
     }
 
     async fn try_keep(&mut self, state: &PoolState, vm: &Vm) -> anyhow::Result<()> {
-        let reload = self.write_config(state, vm)?;
+        let written = self.write_config(state, vm);
         let run = self.shared.app.vm_run(self.id);
         let alive = process::is_alive(&files::am_pid(&run));
-        // A running AM first: what it is told may be urgent; preparations can take long.
+        // A running AM first: what it is told may be urgent; preparations can take long, and its storage may have failed.
         if alive {
-            self.tell(vm, reload).await?;
+            self.tell(vm, matches!(written, Ok(true))).await?;
         }
+        let reload = written?;
         if !alive || reload {
             self.prepare(vm).await?;
         }
@@ -113,10 +114,11 @@ impl Work {
     fn write_config(&mut self, state: &PoolState, vm: &Vm) -> anyhow::Result<bool> {
         let app = &self.shared.app;
         let config = am_config(app, &self.shared.member, state, vm);
-        if self.written.as_ref() == Some(&config) {
+        let folder = app.vm_state(self.id);
+        // It can be gone: the storage may have been replaced.
+        if self.written.as_ref() == Some(&config) && files::am_config(&folder).exists() {
             return Ok(false);
         }
-        let folder = app.vm_state(self.id);
         make_folder(&folder)?;
         make_folder(&app.vm_run(self.id))?;
         let path = files::am_config(&folder);
