@@ -66,9 +66,15 @@ pub fn mount_all(plan: &Plan, node: &Node) -> Result<(), LabError> {
     run("mount", &["-t", "tmpfs", "-o", "mode=0755", "ev-lab", &text(&plan.run_dir(node))]).map(|_| ())
 }
 
-/// `nouuid`: the image may still be held, failed and silent, by processes that had files open when the disk was repaired.
+/// The image may still be held, failed and silent, by processes that had files open when the disk was repaired. Therefore
+/// `nouuid`, and always a new loop device: `mount -o loop` would take the image's old one, and the failed file system with it.
 fn mount(image: &Path, point: &Path) -> Result<(), LabError> {
-    run("mount", &["-t", "xfs", "-o", "loop,nouuid,discard", &text(image), &text(point)]).map(|_| ())
+    let device = run("losetup", &["--find", "--show", &text(image)])?;
+    let device = device.trim();
+    let mounted = run("mount", &["-t", "xfs", "-o", "nouuid,discard", device, &text(point)]);
+    // It goes when the last user does, the mount among them.
+    let detached = run("losetup", &["--detach", device]);
+    mounted.and(detached).map(|_| ())
 }
 
 /// Mount points at or below `dir`, the innermost first.

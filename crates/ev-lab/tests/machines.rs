@@ -88,6 +88,7 @@ fn a_failed_disk_answers_with_errors_until_it_is_repaired() {
     let file = lab.state("h1").join("vms/file");
     fs::write(&file, "old").expect("writes");
     fs::File::open(&file).and_then(|file| file.sync_all()).expect("flushes");
+    let held_open = fs::File::open(&file).expect("readable");
     lab.fail_disk("h1", DiskKind::Storage).expect("fails it");
     assert!(fs::read(&file).is_err());
     assert!(fs::write(lab.state("h1").join("other-disk"), "fine").is_ok());
@@ -95,6 +96,10 @@ fn a_failed_disk_answers_with_errors_until_it_is_repaired() {
 
     lab.repair_disk("h1", DiskKind::Storage, RepairKind::Same).expect("repairs it");
     assert_eq!(fs::read_to_string(&file).expect("readable"), "old");
+    assert!(
+        held_open.sync_all().is_err() || std::io::read_to_string(&held_open).is_err(),
+        "what was open stays failed"
+    );
     lab.repair_disk("h1", DiskKind::Storage, RepairKind::Blank).expect("replaces it");
     assert!(!file.exists());
     assert!(matches!(lab.fail_disk("q1", DiskKind::System), Err(LabError::NotAHost { .. })));
