@@ -190,7 +190,11 @@ impl<'a> Protected<'a> {
         self.pool.try_json(asked, &["disk-show", self.vm])
     }
 
-    fn other_than(&self, host: &str) -> String {
+    /// The host that is not this one, of two.
+    ///
+    /// # Panics
+    /// If there is only one.
+    pub fn other_than(&self, host: &str) -> String {
         let names = self.lab.plan().nodes.iter().map(|node| node.name.to_string());
         names.into_iter().find(|name| name.starts_with('h') && name != host).expect("there are two hosts")
     }
