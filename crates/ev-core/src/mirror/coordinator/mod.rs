@@ -1,6 +1,6 @@
 //! The engine of the active host: takes the guest's operations, carries them out on both replicas, and acknowledges them.
 //!
-//! It is driven by levels, not edges: each input changes what is known, and then [`Coordinator::advance`] does all that has
+//! It is driven by levels, not edges: each input changes what is known, and then `advance` does all that has
 //! become possible. One file per concern: `ops` an operation's way, `record` authority records, `partner` the link,
 //! `prepare` the way to a copy, `copy` the copy, `settle` flushes and the write-intent log.
 
