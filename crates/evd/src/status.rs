@@ -35,12 +35,13 @@ pub async fn here(app: &App, member: &Member) -> HostStatus {
         cpus: app.machine.cpus,
         memory_mib: app.machine.memory_mib,
         accelerator,
-        free_bytes: free_bytes(&app.config.state_dir),
+        free_bytes: free_bytes(&app.config.state_dir.join("vms")).or_else(|| free_bytes(&app.config.state_dir)),
         heard: heard.collect(),
         troubles,
     }
 }
 
+/// The VMs' folders may be a file system of their own; there is no such folder before the first VM.
 fn free_bytes(folder: &std::path::Path) -> Option<u64> {
     let info = rustix::fs::statvfs(folder).ok()?;
     info.f_bavail.checked_mul(info.f_frsize)

@@ -21,10 +21,10 @@ pub const PASSWORD: &str = "evenkeel";
 /// Virtual size of the disk.
 const DISK_SIZE: &str = "3G";
 /// Raise when the recipe changes, so that a cached image is made anew.
-pub const RECIPE_VERSION: u32 = 1;
+pub const RECIPE_VERSION: u32 = 2;
 
 const PACKAGES: &str =
-    "systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
+    "systemd-sysv,dbus,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
 
 /// What the guest needs to find its disk, file system and network; keeps the initial RAM disk small, which an emulated
 /// processor unpacks slowly.

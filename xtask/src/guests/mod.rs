@@ -8,7 +8,7 @@ mod kernel;
 mod tiny;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -29,6 +29,17 @@ pub fn make() -> Result<()> {
         heading("making the Debian guest (one to three minutes)");
         debian::check_tools()?;
         debian::build(&image, &folder().join("debian.work"))?;
+    }
+    remove_older(&image)
+}
+
+/// Images of earlier recipes: the scenarios take the one that there is.
+fn remove_older(image: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder())? {
+        let path = entry?.path();
+        if path != image && path.extension().is_some_and(|extension| extension == "qcow2") {
+            fs::remove_file(&path)?;
+        }
     }
     Ok(())
 }
