@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::record::{self, Block, HeaderError, RECORD_BYTES, RECORDS_OFFSET, UNDO_BLOCK_BYTES};
-use super::{UndoError, UndoIdentity, io_error};
+use super::{UndoError, UndoIdentity, io_error, temporary};
 use crate::extent::Extent;
 use crate::metadata::{PAGE_BYTES, sync_folder};
 
@@ -97,9 +97,7 @@ impl UndoFile {
 }
 
 fn create(path: &Path, identity: UndoIdentity) -> Result<File, UndoError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(path);
     let file = OpenOptions::new()
         .read(true)
         .write(true)

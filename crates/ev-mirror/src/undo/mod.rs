@@ -103,6 +103,19 @@ impl Undo {
         Ok(Self::File { paths, file })
     }
 
+    /// Goes on with what an interrupted copy has kept; `None` if nothing is there. Nothing is begun anew: by now the replica
+    /// is a mixture of two states.
+    pub fn resume(paths: UndoPaths, identity: UndoIdentity) -> Result<Option<Self>, UndoError> {
+        if paths.reflink.exists() {
+            return Ok(Some(Self::Reflink { paths }));
+        }
+        if !paths.file.exists() {
+            return Ok(None);
+        }
+        let file = UndoFile::open_or_create(&paths.file, identity)?;
+        Ok(Some(Self::File { paths, file }))
+    }
+
     /// For the superblock.
     #[must_use]
     pub fn method(&self) -> UndoMethod {
@@ -138,9 +151,11 @@ impl Undo {
     }
 }
 
-/// Removes what is kept, if anything is. For a replica whose superblock says good (a crash before [`Undo::finish`]).
+/// Removes what is kept, if anything is, and what was begun. For a replica whose superblock does not speak of it: it is good
+/// (a crash before [`Undo::finish`]), or the older state could not be kept to the end.
 pub fn discard(paths: &UndoPaths) -> Result<(), UndoError> {
-    for path in [&paths.reflink, &paths.file] {
+    let begun = [temporary(&paths.reflink), temporary(&paths.file)];
+    for path in [&paths.reflink, &paths.file].into_iter().chain(&begun) {
         match std::fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -164,13 +179,18 @@ pub fn restore(replica: &Path, paths: &UndoPaths, identity: UndoIdentity) -> Res
     file::restore(&paths.file, identity, &target, replica)
 }
 
+/// The name of a file that is not whole yet.
+fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    PathBuf::from(temporary)
+}
+
 /// Makes a reflink durably; `false` where the file system has none.
 fn reflink(replica: &Path, reflink: &Path) -> Result<bool, UndoError> {
     use rustix::io::Errno;
 
-    let mut temporary = reflink.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary(reflink);
     let source = File::open(replica).map_err(io_error("read", replica))?;
     let clone = File::create(&temporary).map_err(io_error("create", &temporary))?;
     let made = match rustix::fs::ioctl_ficlone(&clone, &source) {

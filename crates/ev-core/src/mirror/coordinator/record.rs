@@ -61,10 +61,12 @@ impl Coordinator {
             self.partner.expected = Expected::Nothing;
             self.drop_link(CloseReason::RoleChanged, out);
         }
+        if !(next.good.local && next.good.partner) {
+            self.partner.unresolved_start = false;
+        }
         if next.partner.is_none() {
             self.local.log.clear_all();
         } else if !next.good.partner {
-            self.partner.unresolved_start = false;
             // By a record that we have not seen the partner may have been active, and written what is not here.
             if before.is_some_and(|before| before.generation.next() != next.generation) {
                 self.drop_link(CloseReason::RoleChanged, out);

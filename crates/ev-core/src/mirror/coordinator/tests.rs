@@ -238,3 +238,25 @@ fn a_link_after_a_long_time_without_one_is_given_time_to_greet() {
     bench.now = bench.now.after(Duration::from_secs(1));
     assert!(bench.step(Input::Tick).contains(&silent));
 }
+
+#[test]
+fn reads_go_on_when_only_one_replica_counts_after_an_unclean_start() {
+    for partner in [false, true] {
+        let geometry = Geometry::new(1 << 20, 1 << 16, 1 << 12);
+        let info = ReplicaInfo { health: Health::Good, history: shared(1) };
+        let local = LocalReplica::new(HERE, 1, info, RegionLog::new(geometry, &[1], &[]));
+        let mut bench = Bench::new(shared(1));
+        let settings = bench.coordinator.settings;
+        bench.coordinator = Coordinator::new(local, settings, bench.now);
+        bench.record(2, true);
+        assert_eq!(bench.coordinator.reads_from(), None, "which of both counts is not known yet");
+        bench.greet(7, 1);
+        let good = Required { local: !partner, partner };
+        bench.step(Input::Record(Record { generation: Generation(3), partner: Some(THERE), good }));
+        if partner {
+            bench.partner_answers(OpId(OpId::OWN + 1));
+        }
+        let source = if partner { Source::Partner } else { Source::Local };
+        assert_eq!(bench.coordinator.reads_from(), Some(source));
+    }
+}

@@ -32,13 +32,21 @@ pub struct Link {
     peer: HostId,
     receiving: bool,
     sending: bool,
+    /// It is over, except that the partner is still told why.
+    parting: bool,
     heard: Instant,
     spoken: Instant,
 }
 
 impl Link {
     fn is_quiet(&self) -> bool {
-        !self.receiving && !self.sending
+        !self.receiving && !self.sending && !self.parting
+    }
+
+    /// Ends what is under way on the socket.
+    fn shut(&mut self) {
+        self.parting = false;
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -66,6 +74,7 @@ impl Thread {
             peer: stream.peer,
             receiving: false,
             sending: false,
+            parting: false,
             heard: now,
             spoken: now,
         });
@@ -94,10 +103,21 @@ impl Thread {
         }
     }
 
+    /// Like [`Thread::drop_link`], but what is queued for the partner is sent first: why it is refused.
+    fn part_from_link(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.parting = true;
+            link.spoken = Instant::now();
+        }
+        self.drop_link();
+    }
+
     /// Whether there was one.
     fn let_go_of_link(&mut self) -> bool {
-        let Some(link) = self.link.take() else { return false };
-        let _ = link.socket.shutdown(std::net::Shutdown::Both);
+        let Some(mut link) = self.link.take() else { return false };
+        if !link.parting {
+            link.shut();
+        }
         self.old_links.push(link);
         self.tell(Told::LinkDown);
         if let Engine::Replica(_) = self.engine {
@@ -136,7 +156,27 @@ impl Thread {
                 link.receiving = true;
             }
         }
+        self.pump_parting()?;
         self.old_links.retain(|link| !link.is_quiet());
+        Ok(())
+    }
+
+    /// Sends the last words of links that are over, for a while.
+    fn pump_parting(&mut self) -> io::Result<()> {
+        for link in self.old_links.iter_mut().filter(|link| link.parting) {
+            if link.spoken.elapsed() >= LINK_SILENCE {
+                link.shut();
+            } else if !link.sending {
+                let socket = link.socket.as_raw_fd();
+                let front = link.session.front();
+                if front.is_empty() {
+                    link.shut();
+                } else {
+                    self.ring.send(socket, front, Tag::LinkSend(link.number))?;
+                    link.sending = true;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -151,7 +191,7 @@ impl Thread {
         match result {
             Ok(count) if count > 0 => {
                 link.heard = Instant::now();
-                link.session.received(usize::try_from(count).expect("usize holds 32 bits"));
+                link.session.received(length(count));
                 self.take_messages();
             }
             Ok(_) | Err(_) => self.drop_link(),
@@ -162,12 +202,16 @@ impl Thread {
         let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
             if let Some(old) = self.old_links.iter_mut().find(|link| link.number == number) {
                 old.sending = false;
+                match result {
+                    Ok(count) if count > 0 && old.parting => old.session.sent(length(count)),
+                    Ok(_) | Err(_) => old.parting = false,
+                }
             }
             return;
         };
         link.sending = false;
         match result {
-            Ok(count) if count > 0 => link.session.sent(usize::try_from(count).expect("usize holds 32 bits")),
+            Ok(count) if count > 0 => link.session.sent(length(count)),
             Ok(_) | Err(_) => self.drop_link(),
         }
     }
@@ -177,7 +221,11 @@ impl Thread {
             match link.session.next(&mut self.pool) {
                 Ok(Some((message, data))) => self.receive(message, data),
                 Ok(None) => return,
-                Err(error @ (SessionError::Refuse(_) | SessionError::Refused(_))) => {
+                Err(error @ SessionError::Refuse(_)) => {
+                    self.trouble(error.to_string());
+                    self.part_from_link();
+                }
+                Err(error @ SessionError::Refused(_)) => {
                     self.trouble(error.to_string());
                     self.drop_link();
                 }
@@ -240,6 +288,10 @@ impl Thread {
             self.send(&Message::KeepAlive);
         }
     }
+}
+
+fn length(bytes: u32) -> usize {
+    usize::try_from(bytes).expect("usize holds 32 bits")
 }
 
 /// The operation whose data a message carries.

@@ -6,12 +6,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ev_core::ids::Generation;
 use ev_core::mirror::{Extent, Geometry, Health, LocalReplica, MapWord, RegionLog, ReplicaInfo};
 
 use super::super::spec::{DiskSpec, OpenError};
 use crate::link::codec::HASH_BLOCK_BYTES;
 use crate::metadata::{KeptState, MapStore, MetadataFile, Superblock, UndoMethod};
 use crate::undo::{self, Undo, UndoIdentity, UndoPaths};
+
+#[cfg(test)]
+mod tests;
 
 pub struct Store {
     replica: File,
@@ -53,14 +57,41 @@ impl Store {
 
     /// An interrupted copy goes on keeping what it overwrites; a finished one leaves nothing.
     fn resume_undo(&mut self, superblock: &Superblock) {
-        match superblock.kept {
-            Some(kept) => self.keep(kept.current),
-            None => {
-                if let Err(error) = undo::discard(&self.undo_paths()) {
-                    tracing::warn!(disk = %self.spec.disk, %error, "what was kept of an earlier copy can't be removed");
-                }
+        let Some(kept) = superblock.kept else { return self.discard_undo() };
+        match Undo::resume(self.undo_paths(), self.undo_identity(kept.current)) {
+            Ok(Some(undo)) => self.undo = Some(undo),
+            Ok(None) => {
+                tracing::warn!(disk = %self.spec.disk, "the state before the copy is gone; the copy goes on without it");
+                self.give_up_undo();
+            }
+            Err(error) => {
+                tracing::warn!(disk = %self.spec.disk, %error, "the state before the copy can't be used any longer; the copy goes on without it");
+                self.give_up_undo();
             }
         }
+    }
+
+    fn undo_identity(&self, current: Generation) -> UndoIdentity {
+        UndoIdentity { disk: self.spec.disk, size_bytes: self.spec.size_bytes, current }
+    }
+
+    fn discard_undo(&self) {
+        if let Err(error) = undo::discard(&self.undo_paths()) {
+            tracing::warn!(disk = %self.spec.disk, %error, "what was kept of before a copy can't be removed");
+        }
+    }
+
+    /// What was kept so far no longer leads back to one state: nobody may be offered it. The superblock stops speaking of it
+    /// first; a crash before the files are gone leaves files that nobody asks for, and the next opening removes them.
+    fn give_up_undo(&mut self) {
+        self.undo = None;
+        let old = *self.metadata.superblock();
+        if old.kept.is_some()
+            && let Err(error) = self.metadata.update(Superblock { kept: None, ..old })
+        {
+            tracing::error!(disk = %self.spec.disk, %error, "the replica's state can't be stored: replace its storage");
+        }
+        self.discard_undo();
     }
 
     fn undo_paths(&self) -> UndoPaths {
@@ -69,12 +100,12 @@ impl Store {
 
     /// Begins to keep the present state. Without room for it the copy goes on all the same: the older state is a
     /// convenience for the day when the good side dies in the middle.
-    fn keep(&mut self, current: ev_core::ids::Generation) {
-        let identity = UndoIdentity { disk: self.spec.disk, size_bytes: self.spec.size_bytes, current };
-        match Undo::begin(&self.spec.replica, self.undo_paths(), identity) {
+    fn keep(&mut self, current: Generation) {
+        match Undo::begin(&self.spec.replica, self.undo_paths(), self.undo_identity(current)) {
             Ok(undo) => self.undo = Some(undo),
             Err(error) => {
                 tracing::warn!(disk = %self.spec.disk, %error, "the state before the copy can't be kept; the copy goes on without it");
+                self.discard_undo();
             }
         }
     }
@@ -140,12 +171,12 @@ impl Store {
         }
         if let Err(error) = undo.save(&self.replica, &[extent]) {
             tracing::warn!(disk = %self.spec.disk, %error, "the state before the copy can't be kept any longer; the copy goes on without it");
-            self.undo = None;
+            self.give_up_undo();
         }
     }
 }
 
-fn kept_now(method: UndoMethod, current: ev_core::ids::Generation) -> KeptState {
+fn kept_now(method: UndoMethod, current: Generation) -> KeptState {
     let kept_at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     KeptState { method, current, kept_at_unix_s }
 }
