@@ -23,6 +23,23 @@ impl World {
         self.recover(place, source);
     }
 
+    /// The guest's firmware reads its first sector, and waits.
+    pub fn knock(&mut self, place: usize) {
+        let now = self.instant();
+        if !self.recovering || self.active != HOSTS[place] {
+            return;
+        }
+        let Host { process, disk, .. } = &mut self.hosts[place];
+        let waits = |process: &&mut Process| {
+            let engine = process.coordinator();
+            process.next_role.is_none() && engine.is_some_and(|engine| engine.guest_ops_in_flight() == 0)
+        };
+        let Some(process) = process.as_mut().filter(waits) else { return };
+        process.next_op += 1;
+        let extent = Extent { offset: 0, length: SECTOR_BYTES };
+        process.tell(now, disk, Input::Read { op: OpId(process.next_op), extent });
+    }
+
     /// The guest starts on this replica: all that it may rely on must be there.
     fn recover(&mut self, place: usize, source: Source) {
         self.recovering = false;

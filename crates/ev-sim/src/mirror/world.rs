@@ -269,6 +269,9 @@ impl World {
         let rng = &mut self.rng;
         self.hosts[place].cut_power(now, rng);
         self.forget_ops(place);
+        if self.active == HOSTS[place] {
+            self.recovering = false;
+        }
         // A guest whose only replica lost what was not flushed can't go on, wherever it runs.
         if self.guest_runs && (self.active == HOSTS[place] || self.good == BTreeSet::from([HOSTS[place]])) {
             self.guest_runs = false;
@@ -523,6 +526,7 @@ impl World {
             if let Some(process) = process {
                 process.tell(now, disk, Input::Tick);
             }
+            self.knock(place);
             self.after(place);
         }
     }

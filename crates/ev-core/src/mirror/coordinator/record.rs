@@ -124,6 +124,9 @@ impl Coordinator {
             return Some(Wish::ReplicaLost { host: partner, seen });
         }
         match give_up(self.required(), self.local.failed, self.partner_view()) {
+            // After an unclean end somebody else may still choose the partner's replica, which holds more if this host has
+            // lost its power. Only a guest that goes on here settles it.
+            GiveUp::Partner if self.partner.start_is_unresolved() && self.guest_ops_in_flight() == 0 => {}
             GiveUp::Partner => return Some(Wish::ReplicaLost { host: partner, seen }),
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
             GiveUp::Local | GiveUp::Neither => {}

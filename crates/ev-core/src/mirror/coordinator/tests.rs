@@ -239,15 +239,30 @@ fn a_link_after_a_long_time_without_one_is_given_time_to_greet() {
     assert!(bench.step(Input::Tick).contains(&silent));
 }
 
+/// A coordinator whose log named a region when it was opened.
+fn after_unclean_end() -> Bench {
+    let mut bench = Bench::new(shared(1));
+    let geometry = Geometry::new(1 << 20, 1 << 16, 1 << 12);
+    let info = ReplicaInfo { health: Health::Good, history: shared(1) };
+    let local = LocalReplica::new(HERE, 1, info, RegionLog::new(geometry, &[1], &[]));
+    let settings = bench.coordinator.settings;
+    bench.coordinator = Coordinator::new(local, settings, bench.now);
+    bench
+}
+
+#[test]
+fn after_an_unclean_end_the_partner_is_given_up_only_for_a_guest_that_goes_on_here() {
+    let mut bench = after_unclean_end();
+    bench.record(2, true);
+    assert_eq!(bench.greet(7, 1), [], "it may hold more than this host, if this one has lost its power");
+    let wish = Wish::ReplicaLost { host: THERE, seen: Generation(2) };
+    assert_eq!(bench.step(Input::Read { op: GUEST, extent: WRITE.extent }), [Action::Wish(wish)]);
+}
+
 #[test]
 fn reads_go_on_when_only_one_replica_counts_after_an_unclean_start() {
     for partner in [false, true] {
-        let geometry = Geometry::new(1 << 20, 1 << 16, 1 << 12);
-        let info = ReplicaInfo { health: Health::Good, history: shared(1) };
-        let local = LocalReplica::new(HERE, 1, info, RegionLog::new(geometry, &[1], &[]));
-        let mut bench = Bench::new(shared(1));
-        let settings = bench.coordinator.settings;
-        bench.coordinator = Coordinator::new(local, settings, bench.now);
+        let mut bench = after_unclean_end();
         bench.record(2, true);
         assert_eq!(bench.coordinator.reads_from(), None, "which of both counts is not known yet");
         bench.greet(7, 1);
