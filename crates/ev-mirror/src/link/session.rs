@@ -8,8 +8,8 @@ use std::io::{self, IoSlice, Read, Write};
 use ev_core::mirror::{Message, OpId, Outcome};
 
 use super::codec::{
-    ACKS_MAX, Decoder, FrameError, Incoming, LinkHello, LinkIdentity, Refusal, encode, encode_acks, encode_hello,
-    encode_refusal,
+    ACKS_MAX, Decoder, FrameError, Incoming, LinkHello, LinkIdentity, LinkVersion, Refusal, encode, encode_acks,
+    encode_hello, encode_refusal,
 };
 use crate::buffer::{BufferPool, IoBuffer};
 
@@ -90,7 +90,13 @@ impl Session {
     /// The next complete message, with the data of its operation if it has any; `None` when more bytes are needed.
     pub fn next(&mut self, pool: &mut BufferPool) -> Result<Option<(Message, Option<IoBuffer>)>, SessionError> {
         loop {
-            match self.decoder.next(pool)? {
+            let incoming = self.decoder.next(pool);
+            if let Err(FrameError::Version { oldest, newest }) = incoming {
+                let refusal = version_refusal(oldest, newest);
+                self.refuse(&refusal);
+                return Err(SessionError::Refuse(refusal));
+            }
+            match incoming? {
                 Some(Incoming::Message(message, data)) => return Ok(Some((message, data))),
                 Some(Incoming::Hello(theirs)) => {
                     if let Err(refusal) = self.identity.check(&theirs) {
@@ -190,6 +196,12 @@ impl Session {
         self.send_acks();
         self.tls.send_close_notify();
     }
+}
+
+/// For a hello that can't even be decoded, because no version is known to both sides.
+fn version_refusal(theirs_oldest: LinkVersion, theirs_newest: LinkVersion) -> Refusal {
+    let (ours_oldest, ours_newest) = (LinkVersion::OLDEST, LinkVersion::NEWEST);
+    Refusal::Version { ours_oldest, ours_newest, theirs_oldest, theirs_newest }
 }
 
 /// Encrypts both as one stretch, so that a small message is one TLS record.

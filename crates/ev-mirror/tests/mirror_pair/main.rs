@@ -1,7 +1,10 @@
 //! Two disk threads with real files, a real link and a client: loss, return, delta copy, full copy, undo.
 
+mod bad_peers;
 mod client;
 mod pair;
+mod real_clients;
+mod reflink;
 
 use std::time::Duration;
 
@@ -150,6 +153,7 @@ fn the_state_before_an_interrupted_copy_can_be_had_back() {
     let superblock = *file.unwrap().0.superblock();
     assert_eq!(superblock.info.health, ev_core::mirror::Health::Copying);
     let kept = superblock.kept.expect("the older state was kept");
+    reflink::check(kept.method);
     let identity = UndoIdentity { disk: pair.b.spec.disk, size_bytes: SIZE_BYTES, current: kept.current };
     undo::restore(&pair.b.spec.replica, &paths, identity).unwrap();
     assert!(pair.b.bytes() == before);

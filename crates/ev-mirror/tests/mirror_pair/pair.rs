@@ -127,6 +127,21 @@ impl Pair {
 
     /// Connects both sides.
     pub fn connect(&mut self) {
+        let (to_a, server, to_b, client) = self.shake_hands();
+        self.link = Some([to_a.try_clone().unwrap(), to_b.try_clone().unwrap()]);
+        self.a.disk().link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
+        self.b.disk().link(LinkStream { socket: to_a, tls: LinkTls::Server(Box::new(server)), peer: A }).unwrap();
+    }
+
+    /// Gives `A` a link whose other end, with `B`'s papers, is the test's.
+    pub fn connect_by_hand(&mut self) -> rustls::StreamOwned<rustls::ServerConnection, TcpStream> {
+        let (to_a, server, to_b, client) = self.shake_hands();
+        self.a.disk().link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
+        to_a.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        rustls::StreamOwned::new(server, to_a)
+    }
+
+    fn shake_hands(&self) -> (TcpStream, rustls::ServerConnection, TcpStream, rustls::ClientConnection) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let mut to_b = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut to_a, _) = listener.accept().unwrap();
@@ -145,9 +160,7 @@ impl Pair {
                 server.complete_io(&mut to_a).unwrap();
             }
         });
-        self.link = Some([to_a.try_clone().unwrap(), to_b.try_clone().unwrap()]);
-        self.a.disk().link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
-        self.b.disk().link(LinkStream { socket: to_a, tls: LinkTls::Server(Box::new(server)), peer: A }).unwrap();
+        (to_a, server, to_b, client)
     }
 
     /// Cuts the link.
@@ -193,6 +206,19 @@ impl Pair {
             };
             self.generation = self.generation.next();
             self.commit();
+        }
+    }
+
+    /// Takes `A`'s events until one is as wanted.
+    pub fn until_event(&self, what: &str, wanted: impl Fn(&DiskEvent) -> bool) -> DiskEvent {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let events = self.a.events.as_ref().expect("the disk on A is open");
+            let event = events.recv_timeout(left).unwrap_or_else(|_| panic!("{what} did not come"));
+            if wanted(&event) {
+                return event;
+            }
         }
     }
 
