@@ -352,8 +352,13 @@ impl World {
             return;
         };
         self.tell(|| format!("host {place} gets {:?}", packet.message));
-        if let Message::CopyBegin { .. } = packet.message {
-            self.hosts[place].good_since = self.now;
+        match packet.message {
+            Message::CopyBegin { .. } => self.hosts[place].good_since = self.now,
+            Message::CopyData { .. } if self.copy_kind.is_some() => {
+                let health = self.hosts[place].disk.superblock().health;
+                assert_eq!(health, Health::Copying, "the target says what it is before its first byte changes");
+            }
+            _ => {}
         }
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
