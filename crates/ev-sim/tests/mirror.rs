@@ -24,7 +24,7 @@ fn what_was_acknowledged_is_never_lost_and_both_replicas_meet_again() {
     }
     eprintln!("{total:?}");
     if std::env::var_os("EVENKEEL_SEED").is_none() {
-        let Summary { delta_copies, full_copies, entrusted, failed_disks, clean_ends, compared, .. } = total;
+        let Summary { delta_copies, full_copies, entrusted, failed_disks, clean_ends, compared, came_home, .. } = total;
         for (what, count) in [
             ("delta copies", delta_copies),
             ("full copies", full_copies),
@@ -35,6 +35,7 @@ fn what_was_acknowledged_is_never_lost_and_both_replicas_meet_again() {
         ] {
             assert!(count > schedules() / 100, "only {count} {what}: the faults do not bite");
         }
+        assert!(came_home > schedules() / 500, "only {came_home} own replicas brought back under the guest");
     }
 }
 

@@ -332,6 +332,8 @@ impl Replica {
         }
         let history = History { current, bitmap_base: current };
         let info = ReplicaInfo { health: Health::Good, history };
+        // The coordinator marks its writes again.
+        self.sole = false;
         // First what was copied, then the superblock that vouches for it.
         self.change(op, Task::Become { info, sole: false, clear_maps: true }, Stage::Storage, out);
     }
@@ -405,7 +407,7 @@ impl Replica {
         }
         match entry.task {
             Task::Write(write) => {
-                if self.local.log.protects(write.extent) {
+                if !self.sole || self.local.log.protects(write.extent) {
                     entry.stage = Stage::Storage;
                     out.push(Action::Local { op, io: LocalIo::Write(write) });
                 }

@@ -26,6 +26,7 @@ impl World {
                 self.end_guest_of_a_lost_cache();
             }
             Wish::ReplicaGood { host, .. } => {
+                self.summary.came_home += u64::from(host == self.active && !self.good.contains(&host));
                 self.good.insert(host);
             }
         }

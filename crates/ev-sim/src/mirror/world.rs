@@ -12,7 +12,7 @@ use ev_core::report::ReplicaState;
 use ev_core::time::Instant;
 
 use super::disk::{Disk, SECTOR_BYTES, Sector};
-use super::host::{Engine, Host, Process, Role, data_op};
+use super::host::{Engine, Host, Pending, Process, Role, data_op};
 use super::link::{Link, Packet};
 use super::oracle::Oracle;
 use crate::rng::Rng;
@@ -64,6 +64,8 @@ pub struct Summary {
     pub failed_disks: u64,
     pub clean_ends: u64,
     pub compared: u64,
+    /// Times that the active host's own replica came back while the guest went on.
+    pub came_home: u64,
 }
 
 impl Summary {
@@ -77,6 +79,7 @@ impl Summary {
         self.failed_disks += other.failed_disks;
         self.clean_ends += other.clean_ends;
         self.compared += other.compared;
+        self.came_home += other.came_home;
     }
 }
 
@@ -386,7 +389,13 @@ impl World {
         if self.tells {
             eprintln!("host {place} ends {:?}", process.pending[index]);
         }
+        // A copy of its own replica begins.
+        let disowns = matches!(&process.pending[index], Pending::Superblock(info) if info.health == Health::Copying)
+            && process.coordinator().is_some();
         process.complete(index, now, disk, usize::try_from(BLOCK_SECTORS).expect("small"));
+        if disowns {
+            self.hosts[place].good_since = self.now;
+        }
         self.after(place);
     }
 

@@ -35,6 +35,8 @@ const FLUSH_REGIONS: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Copy(CopyKind),
+    /// This host's own replica is brought back from the partner's.
+    Homeward(CopyKind),
     /// Compare only, or make the partner's replica like ours.
     Verify {
         repair: bool,
@@ -84,6 +86,10 @@ impl Copier {
         Self::over(Purpose::Copy(kind), todo.clone(), now)
     }
 
+    pub fn homeward(kind: CopyKind, todo: &RegionSet, now: Instant) -> Self {
+        Self::over(Purpose::Homeward(kind), todo.clone(), now)
+    }
+
     fn over(purpose: Purpose, todo: RegionSet, now: Instant) -> Self {
         Self {
             purpose,
@@ -110,7 +116,7 @@ impl Copier {
         let left_bytes = u128::from(self.total_bytes.saturating_sub(self.done_bytes));
         let left_ms = (left_bytes * elapsed).checked_div(u128::from(self.done_bytes));
         CopyProgress {
-            full: self.purpose == Purpose::Copy(CopyKind::Full),
+            full: matches!(self.purpose, Purpose::Copy(CopyKind::Full) | Purpose::Homeward(CopyKind::Full)),
             total_bytes: self.total_bytes,
             done_bytes: self.done_bytes,
             moved_bytes: self.moved_bytes,
@@ -118,8 +124,13 @@ impl Copier {
         }
     }
 
+    /// Whether data is moved to bring a replica back.
     fn is_copy(&self) -> bool {
-        matches!(self.purpose, Purpose::Copy(_))
+        matches!(self.purpose, Purpose::Copy(_) | Purpose::Homeward(_))
+    }
+
+    fn is_homeward(&self) -> bool {
+        matches!(self.purpose, Purpose::Homeward(_))
     }
 }
 
@@ -157,6 +168,10 @@ impl Coordinator {
             if walked {
                 self.verify_ends(true, out);
             }
+        } else if walked && copied == 0 && copier.is_homeward() {
+            self.last_copy = Some(CopyProgress { left_s: Some(0), ..copier.progress(self.now) });
+            self.copier = None;
+            self.own_copy_ends();
         } else if walked && copied == 0 {
             self.end_copy(out);
         } else if (walked || copied >= FLUSH_REGIONS) && self.settling.op.is_none() {
@@ -239,7 +254,18 @@ impl Coordinator {
         }
         let Some(chunk) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&op)) else { return };
         chunk.ours = hashes;
-        if chunk.ours.is_none() {
+        if self.copier.as_ref().is_some_and(Copier::is_homeward) {
+            // What can't be read here is written; that mends it, or shows that it can't be.
+            if let Some(chunk) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&op)) {
+                chunk.ours.get_or_insert_default();
+            }
+            self.compare(op, out);
+        } else if self
+            .copier
+            .as_ref()
+            .and_then(|copier| copier.chunks.get(&op))
+            .is_some_and(|chunk| chunk.ours.is_none())
+        {
             self.copy_source_failed(out);
         } else {
             self.compare(op, out);
@@ -261,7 +287,17 @@ impl Coordinator {
         let Some(copier) = self.copier.as_mut() else { return };
         let Some(chunk) = copier.chunks.get(&op) else { return };
         let (Some(ours), Some(theirs)) = (&chunk.ours, &chunk.theirs) else { return };
-        let different = differing(chunk.extent, block, ours, theirs);
+        let homeward = copier.is_homeward();
+        let blocks = chunk.extent.length.div_ceil(block);
+        if homeward && u32::try_from(theirs.len()) != Ok(blocks) {
+            self.own_source_failed(out);
+            return;
+        }
+        let different = if homeward {
+            differing(chunk.extent, block, theirs, ours)
+        } else {
+            differing(chunk.extent, block, ours, theirs)
+        };
         let bytes: u64 = different.iter().map(|extent| u64::from(extent.length)).sum();
         copier.different_bytes += bytes;
         if copier.purpose == (Purpose::Verify { repair: false }) || different.is_empty() {
@@ -271,10 +307,17 @@ impl Coordinator {
         copier.moved_bytes += bytes;
         for extent in different {
             let child = self.own_op();
-            let mut entry = Op::new(Task::CopyOut { chunk: op, extent }, Stage::Started);
-            entry.local = Leg::Running;
-            self.ops.insert(child, entry);
-            out.push(Action::Local { op: child, io: LocalIo::Read { extent } });
+            if homeward {
+                let mut entry = Op::new(Task::CopyIn { chunk: op, extent }, Stage::Started);
+                entry.partner = Leg::Running;
+                self.ops.insert(child, entry);
+                out.push(Action::Send(Message::Read { op: child, extent }));
+            } else {
+                let mut entry = Op::new(Task::CopyOut { chunk: op, extent }, Stage::Started);
+                entry.local = Leg::Running;
+                self.ops.insert(child, entry);
+                out.push(Action::Local { op: child, io: LocalIo::Read { extent } });
+            }
             if let Some(chunk) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&op)) {
                 chunk.children += 1;
             }
@@ -292,8 +335,8 @@ impl Coordinator {
         out.push(Action::Send(Message::CopyData { op, extent }));
     }
 
-    /// The partner has written a part.
-    pub(super) fn copied_out(&mut self, op: OpId, chunk: OpId, out: &mut Vec<Action>) {
+    /// A part has been written where it differed.
+    pub(super) fn copied(&mut self, op: OpId, chunk: OpId, out: &mut Vec<Action>) {
         self.ops.remove(&op);
         out.push(Action::Forget { op });
         let Some(entry) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&chunk)) else { return };
@@ -410,14 +453,16 @@ impl Coordinator {
             self.copier = Some(copier);
             self.verify_ends(false, out);
         }
-        let own: Vec<OpId> = self.ops.iter().filter(|(_, op)| op.task.is_copy()).map(|(op, _)| *op).collect();
+        // A part that is being written here is waited for, so that it can't come after what is written next.
+        let over = |op: &Op| op.task.is_copy() && !(matches!(op.task, Task::CopyIn { .. }) && op.is_running_locally());
+        let own: Vec<OpId> = self.ops.iter().filter(|(_, op)| over(op)).map(|(op, _)| *op).collect();
         for op in own {
             self.finish_own(op, out);
         }
     }
 }
 
-/// Runs of blocks whose hashes differ. A partner that sends too few is taken to differ.
+/// Runs of blocks whose hashes differ. A target that has too few is taken to differ.
 fn differing(extent: Extent, block: u32, ours: &[BlockHash], theirs: &[BlockHash]) -> Vec<Extent> {
     let mut runs: Vec<Extent> = Vec::new();
     let mut offset = extent.offset;

@@ -2,11 +2,13 @@
 //!
 //! It is driven by levels, not edges: each input changes what is known, and then `advance` does all that has
 //! become possible. One file per concern: `ops` an operation's way, `record` authority records, `partner` the link,
-//! `prepare` the way to a copy, `copy` the copy, `settle` flushes and the write-intent log.
+//! `prepare` the way to a copy, `copy` the copy, `own` the way back of this host's own replica, `settle` flushes and the
+//! write-intent log.
 
 mod copy;
 mod op;
 mod ops;
+mod own;
 mod partner;
 mod prepare;
 mod record;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use self::copy::Copier;
 use self::op::Op;
+use self::own::Own;
 use self::partner::{Partner, Proposed};
 use self::settle::Settling;
 use super::acknowledge::Required;
@@ -116,6 +119,7 @@ pub struct Coordinator {
     settling: Settling,
     copier: Option<Copier>,
     last_copy: Option<CopyProgress>,
+    own: Own,
     /// Whether the guest has had an answer from us.
     served: bool,
     told: Told,
@@ -154,6 +158,7 @@ impl Coordinator {
             settling: Settling::default(),
             copier: None,
             last_copy: None,
+            own: Own::new(),
             served: false,
             told: Told::default(),
         }
@@ -189,6 +194,7 @@ impl Coordinator {
     fn advance(&mut self, out: &mut Vec<Action>) {
         self.advance_record(out);
         self.advance_partner(out);
+        self.advance_own(out);
         self.advance_copy(out);
         self.start_logged(out);
         self.advance_settling(out);
@@ -247,7 +253,7 @@ impl Coordinator {
     /// may never have reached the other one, which could still be the one that a guest is started on.
     #[must_use]
     pub fn reads_from(&self) -> Option<Source> {
-        let record = self.record.filter(|_| !self.partner.start_is_unresolved())?;
+        let record = self.record.filter(|_| !self.start_is_unresolved())?;
         if record.good.local && !self.local.failed {
             Some(Source::Local)
         } else {
@@ -274,6 +280,7 @@ impl Coordinator {
         match self.record {
             _ if self.local.failed => ReplicaState::Failed,
             Some(record) if record.good.local => ReplicaState::Online,
+            Some(_) if self.own.is_under_way() => ReplicaState::Copying,
             Some(_) | None => ReplicaState::Stale,
         }
     }
@@ -282,8 +289,13 @@ impl Coordinator {
     fn required(&self) -> Required {
         let none = Required { local: false, partner: false };
         let of = |record: Option<Record>| record.map_or(none, |record| record.good);
-        let pending = Required { local: false, partner: self.partner.proposed != Proposed::Nothing };
+        let pending = Required { local: self.own.proposed, partner: self.partner.proposed != Proposed::Nothing };
         of(self.record).and(of(self.next_record)).and(pending)
+    }
+
+    /// Whether the guest has to wait until a newer record says what an earlier process may have left open.
+    fn start_is_unresolved(&self) -> bool {
+        self.partner.start_is_unresolved() || self.own.unresolved
     }
 
     /// The generation of the newest record known.
@@ -304,6 +316,7 @@ impl Coordinator {
         self.local.failed = true;
         out.push(Action::Trouble(Trouble::LocalFailed));
         self.abort_copy(out);
+        self.own_interrupted();
         self.reconsider_all(out);
     }
 }

@@ -22,6 +22,11 @@ pub(super) enum Task {
         chunk: OpId,
         extent: Extent,
     },
+    /// Fetches a part that differs from the partner.
+    CopyIn {
+        chunk: OpId,
+        extent: Extent,
+    },
     /// The partner is to change its superblock.
     Control,
 }
@@ -30,7 +35,7 @@ impl Task {
     /// Whether it belongs to the copy under way.
     pub fn is_copy(self) -> bool {
         match self {
-            Self::Chunk | Self::CopyOut { .. } => true,
+            Self::Chunk | Self::CopyOut { .. } | Self::CopyIn { .. } => true,
             Self::Write(_) | Self::Flush | Self::Settle | Self::Read(_) | Self::Repair(_) | Self::Control => false,
         }
     }
@@ -39,7 +44,12 @@ impl Task {
     pub fn is_guests(self) -> bool {
         match self {
             Self::Write(_) | Self::Flush | Self::Read(_) => true,
-            Self::Settle | Self::Repair(_) | Self::Chunk | Self::CopyOut { .. } | Self::Control => false,
+            Self::Settle
+            | Self::Repair(_)
+            | Self::Chunk
+            | Self::CopyOut { .. }
+            | Self::CopyIn { .. }
+            | Self::Control => false,
         }
     }
 }

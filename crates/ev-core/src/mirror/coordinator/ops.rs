@@ -46,10 +46,10 @@ impl Coordinator {
 
     /// Whether a crash from here on leaves the regions marked, on the side that tracks.
     fn may_start(&mut self, extent: Extent) -> bool {
-        if self.record.is_none() {
+        if self.record.is_none() || self.own.unresolved {
             return false;
         }
-        if self.partner.tracks_for_us() || !self.is_tracked() {
+        if (self.partner.tracks_for_us() && !self.own.is_written()) || !self.is_tracked() {
             return true;
         }
         // With a failed replica here nothing new can be marked; the partner will, once the record is in effect.
@@ -80,7 +80,7 @@ impl Coordinator {
 
     /// Starts writes whose regions have become safe to write.
     pub(super) fn start_logged(&mut self, out: &mut Vec<Action>) {
-        if self.logging.is_empty() || self.record.is_none() {
+        if self.logging.is_empty() || self.record.is_none() || self.own.unresolved {
             return;
         }
         for op in self.logging.iter().copied().collect::<Vec<_>>() {
@@ -94,7 +94,15 @@ impl Coordinator {
                     self.logging.remove(&op);
                     self.start_flush(op, task, out);
                 }
-                Some(Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control) | None => {
+                Some(
+                    Task::Read(_)
+                    | Task::Repair(_)
+                    | Task::Chunk
+                    | Task::CopyOut { .. }
+                    | Task::CopyIn { .. }
+                    | Task::Control,
+                )
+                | None => {
                     self.logging.remove(&op);
                 }
             }
@@ -102,6 +110,7 @@ impl Coordinator {
     }
 
     fn start_write(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) {
+        self.note_lacking(write.extent);
         self.settling.write_starts(self.local.log.geometry().regions_of(write.extent));
         let legs = self.start_legs(op, &Message::Write { op, write }, LocalIo::Write(write), out);
         if let Some(entry) = self.ops.get_mut(&op) {
@@ -123,7 +132,7 @@ impl Coordinator {
         };
         let local = if self.local.failed {
             Leg::Failed
-        } else if self.required().local {
+        } else if self.required().local || self.own.is_written() {
             out.push(Action::Local { op, io });
             Leg::Running
         } else {
@@ -133,7 +142,7 @@ impl Coordinator {
     }
 
     pub(super) fn submit_flush(&mut self, op: OpId, out: &mut Vec<Action>) {
-        if self.record.is_some() {
+        if self.record.is_some() && !self.own.unresolved {
             self.start_flush(op, Task::Flush, out);
         } else {
             self.ops.insert(op, Op::new(Task::Flush, Stage::Logging));
@@ -158,7 +167,7 @@ impl Coordinator {
     fn start_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
         let source = self.reads_from();
         let may_come = self.required().partner || self.partner.has_everything();
-        let starting = self.record.is_none() || self.partner.start_is_unresolved();
+        let starting = self.record.is_none() || self.start_is_unresolved();
         let Some(entry) = self.ops.get_mut(&op) else { return };
         match source {
             Some(Source::Local) if entry.local != Leg::Failed => {
@@ -199,6 +208,11 @@ impl Coordinator {
             Task::Read(extent) => self.read_failed_here(op, extent, out),
             Task::CopyOut { chunk, extent } if ok => self.copy_out(op, chunk, extent, out),
             Task::CopyOut { .. } => self.copy_source_failed(out),
+            Task::CopyIn { chunk, .. } if ok => self.copied(op, chunk, out),
+            Task::CopyIn { chunk, .. } => {
+                self.copied(op, chunk, out);
+                self.local_failed(out);
+            }
             Task::Write(_) | Task::Flush | Task::Settle | Task::Repair(_) => {
                 if !ok {
                     self.local_failed(out);
@@ -250,6 +264,7 @@ impl Coordinator {
                 out.push(Action::Local { op, io: LocalIo::Write(write) });
             }
             Task::Repair(_) => self.finish_own(op, out),
+            Task::CopyIn { extent, .. } => self.copy_in(op, extent, out),
             Task::Write(_) | Task::Flush | Task::Settle | Task::Chunk | Task::CopyOut { .. } | Task::Control => {}
         }
     }
@@ -266,9 +281,10 @@ impl Coordinator {
                 self.partner_read_failed(op, extent, out);
             }
             (Task::Repair(_), _) => self.finish_own(op, out),
+            (Task::CopyIn { .. }, _) => self.own_source_failed(out),
             (_, Outcome::Failed | Outcome::NotNow) => self.partner_failed(out),
             (Task::Write(_) | Task::Flush | Task::Settle, Outcome::Done) => self.reconsider(op, out),
-            (Task::CopyOut { chunk, .. }, Outcome::Done) => self.copied_out(op, chunk, out),
+            (Task::CopyOut { chunk, .. }, Outcome::Done) => self.copied(op, chunk, out),
             (Task::Control, Outcome::Done) => self.control_done(op, out),
             (Task::Chunk, Outcome::Done) => {}
         }
@@ -301,7 +317,12 @@ impl Coordinator {
                 self.finish_own(op, out);
                 return;
             }
-            Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => return,
+            Task::Read(_)
+            | Task::Repair(_)
+            | Task::Chunk
+            | Task::CopyOut { .. }
+            | Task::CopyIn { .. }
+            | Task::Control => return,
         }
         match decide(op, required, entry.local, entry.partner) {
             Decision::Wait => {}
@@ -341,7 +362,12 @@ impl Coordinator {
                 let both = entry.local == Leg::Done && entry.partner == Leg::Done;
                 self.flushed(entry.task, entry.epoch, both);
             }
-            Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => {}
+            Task::Read(_)
+            | Task::Repair(_)
+            | Task::Chunk
+            | Task::CopyOut { .. }
+            | Task::CopyIn { .. }
+            | Task::Control => {}
         }
     }
 
@@ -362,7 +388,15 @@ impl Coordinator {
                 Some(Task::Write(_)) => self.begin_write(next, out),
                 Some(Task::Repair(extent)) => self.begin_repair(next, extent, out),
                 Some(Task::Chunk) => self.begin_chunk(next, out),
-                Some(Task::Flush | Task::Settle | Task::Read(_) | Task::CopyOut { .. } | Task::Control) | None => {}
+                Some(
+                    Task::Flush
+                    | Task::Settle
+                    | Task::Read(_)
+                    | Task::CopyOut { .. }
+                    | Task::CopyIn { .. }
+                    | Task::Control,
+                )
+                | None => {}
             }
         }
     }
@@ -393,7 +427,12 @@ impl Coordinator {
             let message = match entry.task {
                 Task::Write(write) => Message::Write { op: *op, write },
                 Task::Flush | Task::Settle => Message::Flush { op: *op },
-                Task::Read(_) | Task::Repair(_) | Task::Chunk | Task::CopyOut { .. } | Task::Control => continue,
+                Task::Read(_)
+                | Task::Repair(_)
+                | Task::Chunk
+                | Task::CopyOut { .. }
+                | Task::CopyIn { .. }
+                | Task::Control => continue,
             };
             entry.partner = Leg::Running;
             out.push(Action::Send(message));

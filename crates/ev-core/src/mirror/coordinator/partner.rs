@@ -15,7 +15,7 @@ use crate::report::ReplicaState;
 use crate::time::Instant;
 
 /// A replica that could not be read or written is tried again after this time.
-const RETRY: Duration = Duration::from_secs(10);
+pub(super) const RETRY: Duration = Duration::from_secs(10);
 
 /// What the partner has said of itself so far.
 #[derive(Debug)]
@@ -162,6 +162,7 @@ impl Coordinator {
         }
         self.partner.link = Link::Down;
         self.abort_copy(out);
+        self.own_interrupted();
         self.ops.retain(|_, op| op.task != Task::Control);
         self.partner_legs_lost();
         if !self.required().partner {
@@ -273,6 +274,7 @@ impl Coordinator {
         self.partner.link = Link::Failed { since: self.now };
         self.partner.expected = Expected::Nothing;
         self.abort_copy(out);
+        self.own_interrupted();
         if !self.required().partner {
             self.local.log.intent_is_out_of_sync();
         }

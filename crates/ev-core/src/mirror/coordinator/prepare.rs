@@ -66,7 +66,9 @@ impl Coordinator {
         if self.is_resumable(known) {
             self.partner.expected = Expected::Instance(known.hello.instance);
             if self.partner_alone_is_good() {
+                let known = known.clone();
                 self.entrust(out);
+                self.own_lacks(&known.regions);
             } else {
                 self.partner.link = Link::InStep;
                 self.resend(out);
@@ -146,6 +148,9 @@ impl Coordinator {
                 self.partner.link = Link::Alone;
                 self.resend(out);
             }
+            Link::Alone => {
+                self.own_closed(op);
+            }
             _ => {}
         }
     }
@@ -173,6 +178,7 @@ impl Coordinator {
         let mut lacking = self.local.log.intent().clone();
         lacking.union(self.local.log.out_of_sync());
         send_map(RegionMap::OutOfSync, lacking.words(), out);
+        self.own_lacks(&lacking);
         let op = self.own_op();
         self.control(op);
         let History { current, bitmap_base } = history;

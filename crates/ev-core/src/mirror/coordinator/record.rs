@@ -57,6 +57,14 @@ impl Coordinator {
         // proposed against our first one is not known.
         let lacking = next.good.local && next.partner.is_some() && !next.good.partner;
         self.partner.proposed = if before.is_none() && lacking { Proposed::PerhapsEarlier } else { Proposed::Nothing };
+        self.own.proposed = false;
+        let partner_alone = next.good.partner && !next.good.local;
+        let perhaps_proposed = before.is_none() && partner_alone && may_serve(self.local.info());
+        if std::mem::replace(&mut self.own.unresolved, perhaps_proposed) && next.good.local {
+            // It was proposed, and so both are good; whether they are in step is as unknown as at any start.
+            self.first_record(next);
+            self.drop_link(CloseReason::RoleChanged, out);
+        }
         if before.is_some_and(|before| before.partner != next.partner) {
             self.partner.expected = Expected::Nothing;
             self.drop_link(CloseReason::RoleChanged, out);
@@ -106,9 +114,11 @@ impl Coordinator {
             return;
         }
         self.told.wish = Some((wish, self.now));
-        if let Wish::ReplicaGood { .. } = wish {
-            // From here on it may be good without our knowing: it counts.
-            self.partner.proposed = Proposed::ByUs;
+        // From here on it may be good without our knowing: it counts.
+        match wish {
+            Wish::ReplicaGood { host, .. } if host == self.local.host => self.own.proposed = true,
+            Wish::ReplicaGood { .. } => self.partner.proposed = Proposed::ByUs,
+            Wish::ReplicaLost { .. } => {}
         }
         out.push(Action::Wish(wish));
     }
@@ -123,13 +133,19 @@ impl Coordinator {
         if self.partner.proposed == Proposed::PerhapsEarlier {
             return Some(Wish::ReplicaLost { host: partner, seen });
         }
+        if self.own.unresolved {
+            return Some(Wish::ReplicaLost { host: self.local.host, seen });
+        }
+        if self.own.is_ready() && !record.good.local {
+            return Some(Wish::ReplicaGood { host: self.local.host, seen });
+        }
         match give_up(self.required(), self.local.failed, self.partner_view()) {
             // After an unclean end somebody else may still choose the partner's replica, which holds more if this host has
             // lost its power. Only a guest that goes on here settles it.
             GiveUp::Partner if self.partner.start_is_unresolved() && self.guest_ops_in_flight() == 0 => {}
-            GiveUp::Partner => return Some(Wish::ReplicaLost { host: partner, seen }),
+            GiveUp::Partner if record.good.local => return Some(Wish::ReplicaLost { host: partner, seen }),
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
-            GiveUp::Local | GiveUp::Neither => {}
+            GiveUp::Partner | GiveUp::Local | GiveUp::Neither => {}
         }
         let good_again = !record.good.partner && matches!(self.partner.link, Link::InStep);
         good_again.then_some(Wish::ReplicaGood { host: partner, seen })
