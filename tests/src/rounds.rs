@@ -90,6 +90,24 @@ impl<'a> Protected<'a> {
         })
     }
 
+    /// Fills `count` MiB of the tiny guest's disk from `first` MiB on.
+    ///
+    /// # Panics
+    /// If the guest does not answer that it did.
+    #[track_caller]
+    pub fn fill(&self, first: u64, count: u64, seed: u64) {
+        in_client(self.lab, || TinyGuest::connect(TinyImage::ADDRESS)?.fill(first, count, seed)).expect("it fills");
+    }
+
+    /// Looks whether they are still there.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn check(&self, first: u64, count: u64, seed: u64) {
+        in_client(self.lab, || TinyGuest::connect(TinyImage::ADDRESS)?.check(first, count, seed)).expect("it is there");
+    }
+
     /// Stops the client and looks for everything that was acknowledged to it.
     ///
     /// # Panics

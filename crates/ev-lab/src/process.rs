@@ -43,12 +43,15 @@ pub fn command(record: &Record, node: &Node, cgroup: &Cgroup, program: &str) -> 
     command
 }
 
-/// How `ev` and the daemons find their files in a machine of the lab.
+/// How `ev` and the daemons find their files in a machine of the lab. What `ev` remembers of the lab's pool is not to be found in
+/// the home of the user who tries the lab.
 fn environment(plan: &Plan, node: &Node) -> Vec<(&'static str, PathBuf)> {
+    let mut variables = vec![("XDG_CONFIG_HOME", plan.node_dir(node).join("config"))];
     match node.kind {
-        NodeKind::Host => vec![("EV_SOCKET", plan.run_dir(node).join("evd.sock"))],
-        NodeKind::QuorumServer | NodeKind::Client => Vec::new(),
+        NodeKind::Host => variables.push(("EV_SOCKET", plan.run_dir(node).join("evd.sock"))),
+        NodeKind::QuorumServer | NodeKind::Client => {}
     }
+    variables
 }
 
 /// Starts the machine's daemon under a loop that starts it again. Both run on when this process ends.

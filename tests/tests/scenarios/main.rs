@@ -1,5 +1,6 @@
 //! End-to-end scenarios, one file each. Each has a lab of its own and runs alone: see `.config/nextest.toml`.
 
+mod bad_input;
 mod database_rounds;
 mod disks;
 mod harness;
