@@ -12,8 +12,8 @@ use crate::link::codec::HASH_BLOCK_BYTES;
 
 /// One operation under way.
 pub struct Local {
-    op: OpId,
-    stage: Stage,
+    pub op: OpId,
+    pub stage: Stage,
     /// Bytes that are read or written already.
     done: usize,
     /// For hashes, which need no buffer of the operation's.
@@ -21,7 +21,7 @@ pub struct Local {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Stage {
+pub enum Stage {
     Read { offset: u64 },
     Hash { offset: u64 },
     Write { offset: u64, durable: bool },
@@ -54,10 +54,17 @@ impl Thread {
         };
         self.op_entry(op).busy = true;
         let slot = self.locals.insert(Local { op, stage, done: 0, scratch });
+        if let Stage::Write { offset, durable: false } = stage
+            && let Some(data) = self.ops.get(&op).and_then(|op| op.data.as_ref())
+            && self.inline.takes(offset, data)
+        {
+            self.inline.push(slot);
+            return Ok(());
+        }
         self.submit_local(slot)
     }
 
-    fn submit_local(&mut self, slot: u32) -> io::Result<()> {
+    pub fn submit_local(&mut self, slot: u32) -> io::Result<()> {
         let Some(local) = self.locals.get_mut(slot) else { return Ok(()) };
         let file = self.store.replica();
         let tag = Tag::Local(slot);

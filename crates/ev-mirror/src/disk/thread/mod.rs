@@ -8,6 +8,7 @@
 mod clients;
 mod engine;
 mod holes;
+mod inline;
 mod local;
 mod partner;
 mod ring;
@@ -30,6 +31,7 @@ use ev_core::report::DiskReport;
 
 use self::clients::{Client, Reply, Verdict};
 use self::engine::{Engine, Told};
+use self::inline::Inline;
 use self::local::Local;
 use self::partner::Link;
 use self::ring::{Completion, Ring, Tag};
@@ -99,6 +101,7 @@ pub struct Thread {
     ops: HashMap<OpId, Op>,
     next_op: u64,
     locals: Slots<Local>,
+    inline: Inline,
     maps_busy: bool,
     listener: Option<UnixListener>,
     /// Whether clients are taken.
@@ -156,6 +159,7 @@ impl Thread {
             ops: HashMap::new(),
             next_op: 0,
             locals: Slots::default(),
+            inline: Inline::default(),
             maps_busy: false,
             listener,
             serving: false,
@@ -194,6 +198,7 @@ impl Thread {
             self.pump_listener()?;
             self.pump_clients()?;
             self.pump_link()?;
+            self.write_inline()?;
             self.ring.wait(if self.held.is_empty() { TICK } else { GATE_LOOK })?;
             self.ring.completions(&mut completions);
             for completion in completions.drain(..) {

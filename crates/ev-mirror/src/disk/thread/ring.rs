@@ -137,6 +137,19 @@ impl Ring {
         self.push(&entry.build(), tag)
     }
 
+    /// Submits what was pushed, if anything, without waiting.
+    pub fn submit(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        match self.ring.submit() {
+            Ok(_) => Ok(()),
+            // The next wait submits it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Submits what was pushed and waits for a completion, or for `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         let timeout = types::Timespec::from(timeout);
