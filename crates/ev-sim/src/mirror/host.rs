@@ -70,6 +70,8 @@ pub struct Host {
     pub trouble_at: u64,
     /// Until then nothing of it runs, as if its virtual CPUs got no time.
     pub frozen_until: u64,
+    /// Until then nothing on its storage ends.
+    pub disk_stalled_until: u64,
     /// When it last lost its power, and when the last copy that made its replica good began.
     pub lost_power_at: u64,
     pub good_since: u64,

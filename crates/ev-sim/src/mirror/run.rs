@@ -106,6 +106,9 @@ impl World {
         {
             link.stalled_until[place] = until;
         }
+        if self.rng.per_mille(weather.stall) {
+            self.hosts[1 - place].disk_stalled_until = self.now + self.rng.within(50..600);
+        }
         if self.rng.per_mille(weather.freeze) {
             self.tell(|| format!("host {place} is frozen until {until}"));
             self.hosts[place].frozen_until = until;
@@ -188,6 +191,7 @@ impl World {
             self.hosts[place].disk.failed = false;
             self.hosts[place].disk.bad.clear();
             self.hosts[place].frozen_until = 0;
+            self.hosts[place].disk_stalled_until = 0;
             self.hosts[place].powered = true;
             self.start_process(place);
         }

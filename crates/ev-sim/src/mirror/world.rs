@@ -142,6 +142,7 @@ impl World {
             powered: true,
             trouble_at: 0,
             frozen_until: 0,
+            disk_stalled_until: 0,
             lost_power_at: 0,
             good_since: 0,
         };
@@ -375,7 +376,7 @@ impl World {
 
     /// Ends one operation on that host's storage.
     pub fn complete(&mut self, place: usize) {
-        if self.is_frozen(place) {
+        if self.is_frozen(place) || self.now < self.hosts[place].disk_stalled_until {
             return;
         }
         let now = self.instant();
