@@ -5,6 +5,7 @@ pub mod disk;
 pub mod extent;
 pub mod gate;
 pub mod link;
+mod memory;
 pub mod metadata;
 pub mod nbd;
 pub mod receive;

@@ -54,6 +54,7 @@ impl Disk {
     /// Opens replica and metadata and starts the disk's thread, idle. The thread sends events to `events`; one that finds the
     /// channel full is sent again later.
     pub fn open(spec: DiskSpec, gate: Arc<Gate>, events: SyncSender<DiskEvent>) -> Result<Self, OpenError> {
+        crate::memory::keep_freed();
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| OpenError::Ring(error.into()))?;
         let wake = Arc::new(wake);

@@ -15,8 +15,9 @@ use crate::buffer::{BufferPool, IoBuffer};
 
 /// Bytes that are received from the socket at once.
 const WINDOW_BYTES: usize = 256 << 10;
-/// An emptied send buffer that has grown beyond this is given back to the system.
-const SEND_KEPT_BYTES_MAX: usize = 4 << 20;
+/// Once so much ciphertext is gathered it is sent, before more is taken from rustls (in pieces of up to 1 MiB): the buffer stays
+/// warm, and its memory is neither given back nor asked for again.
+const SEND_BYTES: usize = 512 << 10;
 
 /// The link can't go on and is to be closed.
 #[derive(Debug, thiserror::Error)]
@@ -176,9 +177,8 @@ impl Session {
         if self.sent == self.sending.len() {
             self.sent = 0;
             self.sending.clear();
-            self.sending.shrink_to(SEND_KEPT_BYTES_MAX);
             self.send_acks();
-            while self.tls.wants_write() {
+            while self.tls.wants_write() && self.sending.len() < SEND_BYTES {
                 self.tls.write_tls(&mut self.sending).expect("memory takes all");
             }
         }
