@@ -69,6 +69,23 @@ fn a_cut_link_holds_acknowledgements_until_the_record_and_a_return_copies_the_di
 }
 
 #[test]
+fn a_disk_is_closed_although_a_write_waits_for_a_record() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    pair.cut();
+    client.start_write(10 * MIB, &pattern(2, 4096));
+    client.set_timeout(Some(Duration::from_millis(300)));
+    assert!(client.reply().is_err(), "no record came");
+    let (closed, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        pair.a.kill();
+        let _ = closed.send(());
+    });
+    assert!(told.recv_timeout(Duration::from_secs(10)).is_ok(), "the thread ends all the same");
+}
+
+#[test]
 fn a_first_copy_is_full_moves_what_differs_and_lets_the_guest_write_on() {
     let mut pair = Pair::new(SIZE_BYTES);
     pair.a.open();
