@@ -68,8 +68,19 @@ impl<'a> Protected<'a> {
     /// If any step fails.
     #[track_caller]
     pub fn tiny(lab: &'a TestLab) -> (Self, Load) {
+        Self::tiny_on(lab, "h1")
+    }
+
+    /// The same, running on that host first.
+    ///
+    /// # Panics
+    /// If any step fails.
+    #[track_caller]
+    pub fn tiny_on(lab: &'a TestLab, host: &str) -> (Self, Load) {
         let pool = Pool::create(lab);
-        pool.ok("h1", &TinyImage::find().create_arguments("tiny", "256M", TinyImage::ADDRESS));
+        let mut arguments = TinyImage::find().create_arguments("tiny", "256M", TinyImage::ADDRESS);
+        arguments.extend(["--host", host].map(str::to_owned));
+        pool.ok("h1", &arguments);
         pool.ok("h1", &["pvm-protect", "tiny", "--level", "2", "--wait"]);
         pool.ok("h1", &["pvm-start", "tiny"]);
         let load = Load::start(lab, 0, || TinyGuest::connect(TinyImage::ADDRESS));
