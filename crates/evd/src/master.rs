@@ -121,17 +121,14 @@ impl Work {
 
     /// Another term is another master, even if it is this host again: others may have granted leases in between.
     fn follow_leadership(&mut self, known: Leadership) {
-        match (self.engine.leads() && self.term == known.term, known.is_me) {
-            (false, true) => {
-                tracing::info!(term = known.term, "this host is pool master now");
-                self.term = known.term;
-                self.engine.elected(clock::now());
-            }
-            (_, false) if self.engine.leads() => {
-                tracing::info!("this host is no longer pool master");
-                self.engine.deposed();
-            }
-            (true, true) | (_, false) => {}
+        let leads = self.engine.leads();
+        if known.is_me && !(leads && self.term == known.term) {
+            tracing::info!(term = known.term, "this host is pool master now");
+            self.term = known.term;
+            self.engine.elected(clock::now());
+        } else if leads && !known.is_me {
+            tracing::info!("this host is no longer pool master");
+            self.engine.deposed();
         }
     }
 

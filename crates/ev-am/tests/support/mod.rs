@@ -200,7 +200,7 @@ pub fn signal(pid: u32, signal: Signal) {
 
 fn boot_sector(folder: &Path) -> Vec<u8> {
     let (object, binary) = (folder.join("boot.o"), folder.join("boot.bin"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/boot_sector.s");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ev-vm/tests/support/boot_sector.s");
     assert!(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source).status().unwrap().success());
     let mut linker = Command::new("ld");
     linker.args(["-m", "elf_i386", "--oformat", "binary", "-Ttext", "0x7c00", "-e", "start", "-o"]);

@@ -219,6 +219,10 @@ pub enum Trouble {
     )]
     CopySourceUnreadable,
     #[error(
+        "this host's replica can't be brought back because the partner's can't be read everywhere; check the storage there"
+    )]
+    PartnerUnreadable,
+    #[error(
         "the record calls this host's replica good, but it holds no complete state of the disk; it can't be served from here"
     )]
     NotServable,

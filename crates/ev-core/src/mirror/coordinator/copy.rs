@@ -252,20 +252,12 @@ impl Coordinator {
         if let Some(entry) = self.ops.get_mut(&op) {
             entry.local = Leg::Done;
         }
-        let Some(chunk) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&op)) else { return };
+        let Some(copier) = self.copier.as_mut() else { return };
+        // On the way home, what can't be read here is written; that mends it, or shows that it can't be.
+        let hashes = if copier.is_homeward() { Some(hashes.unwrap_or_default()) } else { hashes };
+        let Some(chunk) = copier.chunks.get_mut(&op) else { return };
         chunk.ours = hashes;
-        if self.copier.as_ref().is_some_and(Copier::is_homeward) {
-            // What can't be read here is written; that mends it, or shows that it can't be.
-            if let Some(chunk) = self.copier.as_mut().and_then(|copier| copier.chunks.get_mut(&op)) {
-                chunk.ours.get_or_insert_default();
-            }
-            self.compare(op, out);
-        } else if self
-            .copier
-            .as_ref()
-            .and_then(|copier| copier.chunks.get(&op))
-            .is_some_and(|chunk| chunk.ours.is_none())
-        {
+        if chunk.ours.is_none() {
             self.copy_source_failed(out);
         } else {
             self.compare(op, out);

@@ -211,7 +211,7 @@ impl Coordinator {
         self.abort_copy(out);
         self.own.step = Step::Idle { from: self.now.after(RETRY) };
         if !std::mem::replace(&mut self.told.source_unreadable, true) {
-            out.push(Action::Trouble(Trouble::CopySourceUnreadable));
+            out.push(Action::Trouble(Trouble::PartnerUnreadable));
         }
     }
 }
