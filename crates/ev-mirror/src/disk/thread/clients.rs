@@ -8,7 +8,7 @@ use std::sync::mpsc::SyncSender;
 use ev_core::mirror::{Durability, Extent, Input, OpId, Write, WriteKind};
 
 use super::engine::Engine;
-use super::ring::Tag;
+use super::ring::{self, Tag};
 use super::{Op, Origin, Thread};
 use crate::buffer::{IoBuffer, SendQueue};
 use crate::disk::spec::{DiskSpec, OpenError};
@@ -119,12 +119,8 @@ impl Thread {
     pub fn pump_clients(&mut self) -> io::Result<()> {
         for number in self.clients.numbers() {
             self.take_requests(number);
+            self.send_replies(number)?;
             let Some(client) = self.clients.get_mut(number) else { continue };
-            if !client.sending && !client.out.is_empty() {
-                client.sending = true;
-                let socket = client.socket.as_raw_fd();
-                self.ring.send(socket, client.out.front(), Tag::ClientSend(number))?;
-            }
             let room = self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX;
             if !client.receiving && !client.leaving && room {
                 client.receiving = true;
@@ -135,6 +131,28 @@ impl Thread {
             let answered = client.requests == 0 || self.ending;
             if client.leaving && !client.receiving && !client.sending && answered {
                 self.clients.remove(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends at once what the socket takes, and the rest by the ring.
+    fn send_replies(&mut self, number: u32) -> io::Result<()> {
+        while let Some(client) = self.clients.get_mut(number)
+            && !client.sending
+            && !client.out.is_empty()
+        {
+            match ring::send_now(&client.socket, client.out.front()) {
+                Ok(Some(count)) => client.out.sent(count, &mut self.pool),
+                Ok(None) => {
+                    client.sending = true;
+                    let socket = client.socket.as_raw_fd();
+                    return self.ring.send(socket, client.out.front(), Tag::ClientSend(number));
+                }
+                Err(_) => {
+                    client.out = SendQueue::default();
+                    self.turn_out(number);
+                }
             }
         }
         Ok(())

@@ -49,7 +49,7 @@ impl Thread {
     /// Does the writes that wait, and carries out what follows from them.
     pub fn write_inline(&mut self) -> io::Result<()> {
         while !self.inline.waiting.is_empty() {
-            self.ring.submit()?;
+            self.ring.submit_urgent()?;
             let began = Instant::now();
             for slot in std::mem::take(&mut self.inline.waiting) {
                 if began.elapsed() < SLOW {

@@ -199,6 +199,10 @@ impl Thread {
             self.pump_clients()?;
             self.pump_link()?;
             self.write_inline()?;
+            if !self.actions.is_empty() {
+                // A send that failed has told the engine something.
+                continue;
+            }
             self.ring.wait(if self.held.is_empty() { TICK } else { GATE_LOOK })?;
             self.ring.completions(&mut completions);
             for completion in completions.drain(..) {

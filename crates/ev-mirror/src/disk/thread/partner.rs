@@ -12,7 +12,7 @@ use super::super::link::{LinkStream, LinkTls};
 use super::super::spec::{DiskEvent, DiskRole, DiskSpec};
 use super::Thread;
 use super::engine::{Engine, Told};
-use super::ring::Tag;
+use super::ring::{self, Tag};
 use crate::buffer::IoBuffer;
 use crate::link::codec::LinkIdentity;
 use crate::link::session::{Session, SessionError};
@@ -36,6 +36,13 @@ pub struct Link {
     parting: bool,
     heard: Instant,
     spoken: Instant,
+}
+
+/// How sending went.
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    WhatGoes,
+    Broken,
 }
 
 impl Link {
@@ -142,23 +149,40 @@ impl Thread {
 
     /// Sends what is queued and listens for more.
     pub fn pump_link(&mut self) -> io::Result<()> {
-        if let Some(link) = &mut self.link {
+        if self.send_to_link()? == Sent::Broken {
+            self.drop_link();
+        }
+        if let Some(link) = &mut self.link
+            && !link.receiving
+        {
             let socket = link.socket.as_raw_fd();
-            if !link.sending {
-                let front = link.session.front();
-                if !front.is_empty() {
-                    self.ring.send(socket, front, Tag::LinkSend(link.number))?;
-                    link.sending = true;
-                }
-            }
-            if !link.receiving {
-                self.ring.receive(socket, link.session.space(), Tag::LinkReceive(link.number))?;
-                link.receiving = true;
-            }
+            self.ring.receive(socket, link.session.space(), Tag::LinkReceive(link.number))?;
+            link.receiving = true;
         }
         self.pump_parting()?;
         self.old_links.retain(|link| !link.is_quiet());
         Ok(())
+    }
+
+    /// Sends at once what the socket takes, and the rest by the ring.
+    fn send_to_link(&mut self) -> io::Result<Sent> {
+        while let Some(link) = &mut self.link
+            && !link.sending
+        {
+            let front = link.session.front();
+            if front.is_empty() {
+                break;
+            }
+            match ring::send_now(&link.socket, front) {
+                Ok(Some(count)) => link.session.sent(count),
+                Ok(None) => {
+                    link.sending = true;
+                    self.ring.send(link.socket.as_raw_fd(), front, Tag::LinkSend(link.number))?;
+                }
+                Err(_) => return Ok(Sent::Broken),
+            }
+        }
+        Ok(Sent::WhatGoes)
     }
 
     /// Sends the last words of links that are over, for a while.

@@ -5,10 +5,12 @@
 //! completion that names them was taken; the thread waits for all of them before it ends ([`Ring::in_flight`]).
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 /// Operations that fit the submission queue; more are submitted in several system calls.
 const ENTRIES: u32 = 256;
@@ -62,12 +64,41 @@ impl Tag {
     }
 }
 
+/// When the kernel is to hear of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// Others work on it while this thread does something else.
+    Now,
+    /// It only waits for others.
+    WithTheWait,
+}
+
 /// What the kernel said of an operation.
 pub type Completion = (Tag, io::Result<u32>);
 
 pub struct Ring {
     ring: IoUring,
     in_flight: usize,
+    /// Something was pushed that is not to wait for what the thread does next by itself.
+    urgent: bool,
+}
+
+/// Longest stretch that is sent by [`send_now`].
+const SEND_NOW_BYTES_MAX: usize = 64 << 10;
+
+/// Sends what the socket takes at this moment, if it is little. `None` when it is to go by the ring.
+///
+/// For a small message a system call of its own beats the ring: there is no completion to come back for, which at depth 1
+/// is a whole round of the thread.
+pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<Option<usize>> {
+    if bytes.len() > SEND_NOW_BYTES_MAX {
+        return Ok(None);
+    }
+    match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Ok(count) => Ok(Some(count)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Ring {
@@ -79,7 +110,7 @@ impl Ring {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
             Err(error) => return Err(error),
         };
-        Ok(Self { ring, in_flight: 0 })
+        Ok(Self { ring, in_flight: 0, urgent: false })
     }
 
     /// Number of operations whose completion was not taken yet.
@@ -87,13 +118,14 @@ impl Ring {
         self.in_flight
     }
 
-    fn push(&mut self, entry: &squeue::Entry, tag: Tag) -> io::Result<()> {
+    fn push(&mut self, entry: &squeue::Entry, tag: Tag, haste: Haste) -> io::Result<()> {
         let entry = entry.clone().user_data(tag.pack());
         loop {
             // SAFETY: the entry's memory and descriptors stay valid until its completion was taken; see the file's doc.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 self.in_flight += 1;
+                self.urgent |= haste == Haste::Now;
                 return Ok(());
             }
             self.ring.submit()?;
@@ -103,45 +135,46 @@ impl Ring {
     /// Completes when the descriptor can be read.
     pub fn poll(&mut self, descriptor: RawFd, tag: Tag) -> io::Result<()> {
         let events = u32::try_from(libc::POLLIN).expect("a small constant");
-        self.push(&opcode::PollAdd::new(types::Fd(descriptor), events).build(), tag)
+        self.push(&opcode::PollAdd::new(types::Fd(descriptor), events).build(), tag, Haste::WithTheWait)
     }
 
     pub fn receive(&mut self, socket: RawFd, space: &mut [u8], tag: Tag) -> io::Result<()> {
         let length = clamp(space.len());
-        self.push(&opcode::Recv::new(types::Fd(socket), space.as_mut_ptr(), length).build(), tag)
+        self.push(&opcode::Recv::new(types::Fd(socket), space.as_mut_ptr(), length).build(), tag, Haste::WithTheWait)
     }
 
     pub fn send(&mut self, socket: RawFd, bytes: &[u8], tag: Tag) -> io::Result<()> {
         let entry = opcode::Send::new(types::Fd(socket), bytes.as_ptr(), clamp(bytes.len()));
-        self.push(&entry.flags(libc::MSG_NOSIGNAL).build(), tag)
+        self.push(&entry.flags(libc::MSG_NOSIGNAL).build(), tag, Haste::Now)
     }
 
     pub fn read(&mut self, file: RawFd, space: &mut [u8], offset: u64, tag: Tag) -> io::Result<()> {
         let entry = opcode::Read::new(types::Fd(file), space.as_mut_ptr(), clamp(space.len()));
-        self.push(&entry.offset(offset).build(), tag)
+        self.push(&entry.offset(offset).build(), tag, Haste::Now)
     }
 
     /// `durable`: on stable storage when it completes.
     pub fn write(&mut self, file: RawFd, bytes: &[u8], offset: u64, durable: bool, tag: Tag) -> io::Result<()> {
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
         let entry = opcode::Write::new(types::Fd(file), bytes.as_ptr(), clamp(bytes.len()));
-        self.push(&entry.offset(offset).rw_flags(flags).build(), tag)
+        self.push(&entry.offset(offset).rw_flags(flags).build(), tag, Haste::Now)
     }
 
     pub fn allocate(&mut self, file: RawFd, mode: i32, offset: u64, length: u64, tag: Tag) -> io::Result<()> {
-        self.push(&opcode::Fallocate::new(types::Fd(file), length).offset(offset).mode(mode).build(), tag)
+        self.push(&opcode::Fallocate::new(types::Fd(file), length).offset(offset).mode(mode).build(), tag, Haste::Now)
     }
 
     pub fn sync(&mut self, file: RawFd, tag: Tag) -> io::Result<()> {
         let entry = opcode::Fsync::new(types::Fd(file)).flags(types::FsyncFlags::DATASYNC);
-        self.push(&entry.build(), tag)
+        self.push(&entry.build(), tag, Haste::Now)
     }
 
-    /// Submits what was pushed, if anything, without waiting.
-    pub fn submit(&mut self) -> io::Result<()> {
-        if self.ring.submission().is_empty() {
+    /// Submits what was pushed, without waiting, if there is anything in it that is not to stand back for what the thread does next.
+    pub fn submit_urgent(&mut self) -> io::Result<()> {
+        if !self.urgent {
             return Ok(());
         }
+        self.urgent = false;
         match self.ring.submit() {
             Ok(_) => Ok(()),
             // The next wait submits it.
@@ -152,6 +185,7 @@ impl Ring {
 
     /// Submits what was pushed and waits for a completion, or for `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        self.urgent = false;
         let timeout = types::Timespec::from(timeout);
         let arguments = types::SubmitArgs::new().timespec(&timeout);
         match self.ring.submitter().submit_with_args(1, &arguments) {
