@@ -30,7 +30,8 @@ pub struct ElectionTimes {
     pub detection: Duration,
     /// Up to this much is added at random, so that two members seldom stand at once.
     pub spread: Duration,
-    /// How long a quorum server waits for hosts to settle it.
+    /// How long the leader may be silent before a quorum server stands: hosts had their chance by then. It stands
+    /// only where no host that answers could.
     pub rescue: Duration,
 }
 
@@ -39,7 +40,7 @@ impl Default for ElectionTimes {
         Self {
             detection: Duration::from_millis(500),
             spread: Duration::from_millis(150),
-            rescue: Duration::from_millis(2_000),
+            rescue: Duration::from_millis(900),
         }
     }
 }
@@ -138,8 +139,9 @@ mod tests {
         let times = ElectionTimes::default();
         assert_eq!(step(&situation(Role::Host, 499), &times), Step::Wait);
         assert_eq!(step(&situation(Role::Host, 500), &times), Step::Ask);
-        assert_eq!(step(&situation(Role::Quorum, 1_999), &times), Step::Wait);
-        assert_eq!(step(&situation(Role::Quorum, 2_000), &times), Step::Ask);
+        assert_eq!(step(&situation(Role::Quorum, 899), &times), Step::Wait);
+        assert_eq!(step(&situation(Role::Quorum, 900), &times), Step::Ask);
+        assert!(times.rescue > times.detection + times.spread, "hosts come first");
     }
 
     #[test]
