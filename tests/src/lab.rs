@@ -11,6 +11,8 @@ use crate::owners::Owners;
 
 /// Names another QEMU for the hosts than the installed one.
 const QEMU_VARIABLE: &str = "EV_TEST_QEMU";
+/// Names the folder that the packages of QEMU 10.0 were unpacked in; `cargo xtask test` sets it.
+const QEMU_10_VARIABLE: &str = "EVENKEEL_QEMU_10";
 /// Names a folder in which every lab leaves the whole logs of its machines, one folder a lab.
 const LOGS_VARIABLE: &str = "EV_TEST_LOGS";
 /// Most lines of each daemon's log that a failed test shows.
@@ -30,7 +32,22 @@ impl TestLab {
     /// # Panics
     /// If the lab does not come up: not root, no tools, no programs.
     pub fn up(hosts: u8, quorum_servers: u8) -> Self {
-        Self::with(hosts, quorum_servers, Some(programs()))
+        Self::with(hosts, quorum_servers, Some(programs()), std::env::var_os(QEMU_VARIABLE).map(PathBuf::from), None)
+    }
+
+    /// The same with QEMU 10.0 on the hosts; `None` on a machine that has none, and says so.
+    ///
+    /// # Panics
+    /// If the lab does not come up, or the named folder has no QEMU.
+    pub fn up_with_qemu_10(hosts: u8, quorum_servers: u8) -> Option<Self> {
+        let Some(root) = std::env::var_os(QEMU_10_VARIABLE).map(PathBuf::from) else {
+            eprintln!("{QEMU_10_VARIABLE} is not set: nothing was tried with QEMU 10.0");
+            return None;
+        };
+        let program = root.join("usr/bin/qemu-system-x86_64");
+        assert!(program.exists(), "{QEMU_10_VARIABLE} is set, but {} does not exist", program.display());
+        let data = root.join("usr/share/qemu");
+        Some(Self::with(hosts, quorum_servers, Some(programs()), Some(program), Some(data)))
     }
 
     /// Hosts without daemons.
@@ -38,10 +55,16 @@ impl TestLab {
     /// # Panics
     /// If the lab does not come up: not root, no tools.
     pub fn bare(hosts: u8) -> Self {
-        Self::with(hosts, 0, None)
+        Self::with(hosts, 0, None, None, None)
     }
 
-    fn with(hosts: u8, quorum_servers: u8, bin_dir: Option<PathBuf>) -> Self {
+    fn with(
+        hosts: u8,
+        quorum_servers: u8,
+        bin_dir: Option<PathBuf>,
+        qemu: Option<PathBuf>,
+        qemu_data_dir: Option<PathBuf>,
+    ) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = LabName::new(&format!("t{}-{number}", std::process::id())).expect("a short name");
@@ -51,9 +74,8 @@ impl TestLab {
         options.hosts = hosts;
         options.quorum_servers = quorum_servers;
         options.bin_dir = bin_dir;
-        if let Some(qemu) = std::env::var_os(QEMU_VARIABLE) {
-            options.qemu = qemu.into();
-        }
+        options.qemu = qemu.unwrap_or(options.qemu);
+        options.qemu_data_dir = qemu_data_dir;
         let lab = Lab::up(options).unwrap_or_else(|error| panic!("the lab does not come up: {error}"));
         Self { owners: Owners::watch(&lab), lab: Some(lab), dir }
     }
