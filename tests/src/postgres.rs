@@ -48,6 +48,12 @@ impl Postgres {
         Ok(Self { client })
     }
 
+    /// Deletes a row as if it had been lost: to see that what counts rows can see that.
+    pub fn delete(&mut self, number: i64) -> Result<(), ClientError> {
+        self.client.execute("DELETE FROM row WHERE number = $1", &[&number])?;
+        Ok(())
+    }
+
     /// `pg_amcheck` over the whole database, with the heap behind each index: what it complained about, if it did.
     pub fn check_integrity(lab: &Lab) -> Result<(), String> {
         let program = "/usr/lib/postgresql/15/bin/pg_amcheck";

@@ -8,11 +8,13 @@ use crate::run::{cargo, heading, show, target};
 use crate::{guests, setup};
 
 /// Sets up, builds, and runs the story; fails if anything acknowledged was lost.
-pub fn run(rounds: u32) -> Result<()> {
+pub fn run(rounds: u32, lose_a_row: bool) -> Result<()> {
     setup::run()?;
     guests::make()?;
     heading("building");
     show(cargo().args(["build", "--workspace", "--bins"]))?;
     heading("two hosts, a quorum server, a real guest, a client; hosts die");
-    show(Command::new(target().join("debug/ev-demo")).arg(rounds.to_string()))
+    let mut demo = Command::new(target().join("debug/ev-demo"));
+    demo.arg(rounds.to_string()).args(lose_a_row.then_some("lose-a-row"));
+    show(&mut demo)
 }

@@ -39,6 +39,9 @@ enum Command {
         /// How many hosts are killed, in turn
         #[arg(long, default_value_t = 2)]
         rounds: u32,
+        /// Delete one acknowledged row in between, to see that the demo misses it and fails
+        #[arg(long)]
+        lose_a_row: bool,
     },
     /// Measure
     #[command(subcommand)]
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Guests => setup::run().and_then(|()| guests::make()),
         Command::Test { nextest } => ci::test(&nextest),
-        Command::Demo { rounds } => demo::run(rounds),
+        Command::Demo { rounds, lose_a_row } => demo::run(rounds, lose_a_row),
         Command::Bench(bench) => bench::run(&bench),
         Command::Ci => ci::all(),
         Command::Deny => dependencies::check(),

@@ -1,12 +1,13 @@
 //! The main job on one machine, told as it happens: `cargo xtask demo` runs it.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ev_tests::{DebianGuest, Load, Pool, Postgres, Protected, Service, TestLab, in_client};
 
 const VM: &str = "db01";
 const MIB: u64 = 1 << 20;
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Tells what happens, with the time since the beginning.
 struct Story {
@@ -19,8 +20,10 @@ impl Story {
     }
 }
 
+/// `ev-demo ROUNDS [lose-a-row]`
 fn main() -> ExitCode {
     let rounds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
+    let lose_a_row = std::env::args().nth(2).is_some_and(|word| word == "lose-a-row");
     let story = Story { start: Instant::now() };
     story.tell("a lab: two hosts, a quorum server, a client outside; each in network namespaces of its own");
     let lab = TestLab::up(2, 1);
@@ -35,6 +38,11 @@ fn main() -> ExitCode {
     story.tell("it boots; a client outside inserts rows and keeps count of the acknowledged ones");
     let load = Load::start(&lab, 0, Postgres::connect);
     let protected = Protected { lab: &lab, pool, vm: VM };
+    if lose_a_row {
+        load.wait_for_more(1, BOOT_LIMIT);
+        in_client(&lab, || Postgres::connect()?.delete(0)).expect("the database takes it");
+        story.tell("an acknowledged row was deleted behind the client's back, to see that it is missed");
+    }
     let lost = tell_rounds(&story, &protected, &load, rounds);
     let report = load.stop();
     story.tell(&format!("the client stops after {} acknowledged rows", report.acknowledged));

@@ -93,5 +93,11 @@ fn the_database_client_counts_rows_across_the_death_of_its_server() {
     assert_eq!(missing.expect("it answers"), Vec::<u64>::new());
     let check = Postgres::check_integrity(&lab);
     assert!(check.is_ok(), "{check:?}");
+    let one_lost = in_client(&lab, || {
+        let mut client = Postgres::connect()?;
+        client.delete(7)?;
+        client.missing(report.acknowledged)
+    });
+    assert_eq!(one_lost.expect("it answers"), [7], "a lost row is seen");
     end(guest);
 }
