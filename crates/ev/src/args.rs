@@ -201,6 +201,9 @@ pub enum Command {
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  ev completion bash > /etc/bash_completion.d/ev")]
     Completion { shell: clap_complete::Shell },
+    /// Write the man pages of all commands into a folder
+    #[command(after_help = "Example:\n  ev man-pages /usr/local/share/man/man1 && man ev-pvm-protect")]
+    ManPages { folder: PathBuf },
 }
 
 /// Waiting for the end.

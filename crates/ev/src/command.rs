@@ -6,6 +6,8 @@ mod pool;
 mod pvm;
 mod vm;
 
+use std::path::Path;
+
 use clap::CommandFactory;
 
 use crate::args::{Arguments, Command, Global};
@@ -24,6 +26,14 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     result
 }
 
+/// `ev.1`, and `ev-pvm-protect.1` and so on for each command.
+fn man_pages(folder: &Path) -> Result<(), Failure> {
+    clap_mangen::generate_to(Arguments::command(), folder).map_err(|error| {
+        Failure::local(format!("cannot write man pages into {}: {error}", folder.display()))
+            .hint("name a folder that exists and that you may write to")
+    })
+}
+
 async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
     let format = global.output;
     match command {
@@ -31,6 +41,7 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Arguments::command(), "ev", &mut std::io::stdout());
             Ok(())
         }
+        Command::ManPages { folder } => man_pages(&folder),
         Command::PoolCreate { name } => pool::create(global, name).await,
         Command::Login { address } => pool::login(global, &address).await,
         Command::HostJoin { token } => host::join(global, token).await,

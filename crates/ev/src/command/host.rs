@@ -1,8 +1,11 @@
 //! `host-*`, `quorum-*`.
 
+use std::time::Duration;
+
 use ev_api::client::{Client, escape};
-use ev_api::host::HostView;
+use ev_api::host::{HostState, HostView};
 use ev_api::pool::{JoinPool, JoinToken, JoinTokenRequest, JoinedPool, QuorumAdd};
+use ev_api::token::{BadToken, JoinTokenText};
 use ev_api::vm::Done;
 use hyper::Method;
 
@@ -12,7 +15,11 @@ use crate::exit::Failure;
 use crate::output::{self, table, time, word, yes_no};
 
 /// Joining waits for the consensus group to change.
-const JOIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// A host that has joined is heard by the pool master within this time, or something is wrong with its networks.
+const HEARD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
 
 pub async fn token(client: &Client, format: Format, minutes: u32) -> Result<(), Failure> {
     let request = JoinTokenRequest { valid_s: u64::from(minutes) * 60 };
@@ -30,9 +37,15 @@ pub async fn quorum_add(client: &Client, name: String, invitation: String) -> Re
 }
 
 pub async fn join(global: &Global, token: String) -> Result<(), Failure> {
+    token.parse::<JoinTokenText>().map_err(|error: BadToken| Failure::usage(error.to_string()))?;
     let request = JoinPool { token };
-    let joined: JoinedPool =
-        connect::local(global).json(Method::POST, "/v1/pool/join", Some(&request), JOIN_TIMEOUT).await?;
+    let local = connect::local(global);
+    let mut joined: JoinedPool = local.json(Method::POST, "/v1/pool/join", Some(&request), JOIN_TIMEOUT).await?;
+    if !is_heard(&local, joined.id).await {
+        joined
+            .warnings
+            .push("the pool master does not hear this host yet; ev host-list says on which paths".to_owned());
+    }
     output::show(global.output, &joined, |joined| {
         let mut text = format!("Host {} is now a member of pool {}.", joined.host, joined.pool);
         for warning in &joined.warnings {
@@ -41,6 +54,20 @@ pub async fn join(global: &Global, token: String) -> Result<(), Failure> {
         }
         text
     })
+}
+
+/// Whether the pool master hears the new host in time: only then can VMs be placed on it.
+async fn is_heard(local: &Client, id: u64) -> bool {
+    let heard = async {
+        loop {
+            let hosts: Vec<HostView> = local.get("/v1/hosts").await.unwrap_or_default();
+            if hosts.iter().any(|host| host.id == id && host.state == HostState::Online) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(HEARD_TIMEOUT, heard).await.is_ok()
 }
 
 pub async fn remove(client: &Client, host: &str, force: bool) -> Result<(), Failure> {
