@@ -45,7 +45,6 @@ impl<'a> Pool<'a> {
     pub fn create(lab: &'a Lab) -> Self {
         let pool = Self { lab };
         eventually("evd on h1 to make the pool", START_LIMIT, || pool.ev("h1", &["pool-create", "office"]));
-        pool.try_json::<serde_json::Value>("h1", &["network-add", "vm"]).ok();
         let kinds = |prefix: &'static str| {
             let names = lab.plan().nodes.iter().map(|node| node.name.to_string());
             names.filter(move |name| name.starts_with(prefix) && name[1..].parse::<u8>().is_ok())
