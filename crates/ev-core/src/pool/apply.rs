@@ -1,6 +1,7 @@
 //! What each command does to the pool state. Deterministic: every member comes to the same result.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::authority;
 use super::command::{Command, Outcome, Refusal, SettingsFault, Stamped};
@@ -338,7 +339,7 @@ impl PoolState {
     }
 
     pub(super) fn add_event(&mut self, unix_ms: u64, severity: Severity, object: String, text: String) {
-        self.events.push_back(Event { number: self.next_event, unix_ms, severity, object, text });
+        self.events.push_back(Arc::new(Event { number: self.next_event, unix_ms, severity, object, text }));
         self.next_event += 1;
         while self.events.len() > EVENTS_MAX {
             self.events.pop_front();

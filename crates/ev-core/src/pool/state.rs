@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,7 +39,8 @@ pub struct PoolState {
     /// BLAKE3 hashes (hexadecimal) of the API tokens of administrators.
     pub admin_tokens: BTreeSet<String>,
     pub settings: Settings,
-    pub events: VecDeque<Event>,
+    /// Shared, so that a copy of the state costs little.
+    pub events: VecDeque<Arc<Event>>,
     /// The number that the next event gets.
     pub next_event: u64,
     /// Active alerts, by their key.

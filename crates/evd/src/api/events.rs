@@ -26,7 +26,7 @@ pub struct Since {
 }
 
 fn after(state: &PoolState, since: Option<u64>) -> Vec<EventView> {
-    state.events.iter().filter(|event| Some(event.number) > since).map(view::event).collect()
+    state.events.iter().filter(|event| Some(event.number) > since).map(|event| view::event(event)).collect()
 }
 
 pub async fn list(State(app): State<Arc<App>>, Query(since): Query<Since>) -> Answer<Vec<EventView>> {
