@@ -128,10 +128,10 @@ impl Network {
         route
     }
 
-    /// Ends when a member has said that this one was removed from the pool.
-    pub(crate) async fn removed(&self) {
-        // The sender lives as long as this network.
-        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
+    /// Ends when a member has said that this one was removed from the pool; `false` if this end is gone before.
+    pub(crate) fn removed(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut removed = self.removed.subscribe();
+        async move { removed.wait_for(|removed| *removed).await.is_ok() }
     }
 }
 

@@ -258,9 +258,9 @@ impl PoolNode {
     }
 
     /// Ends when another member has said that this one was removed from the pool. One that was away when it happened
-    /// learns it so: nothing is sent to it any more.
-    pub async fn removed(&self) {
-        self.shared.network.removed().await;
+    /// learns it so: nothing is sent to it any more. `false` if the node itself is gone first.
+    pub fn removed(&self) -> impl Future<Output = bool> + Send + use<> {
+        self.shared.network.removed()
     }
 
     /// Answer a request of the consensus group. Requests that are none of it are given back, but for those of strangers

@@ -89,8 +89,11 @@ impl Pools {
     pub async fn open(state_dir: &Path) -> anyhow::Result<Arc<Self>> {
         let dir = pools_dir(state_dir);
         files::make_folder(&dir)?;
-        let pools =
-            Self { state_dir: state_dir.to_owned(), served: Mutex::default(), changing: tokio::sync::Mutex::default() };
+        let pools = Arc::new(Self {
+            state_dir: state_dir.to_owned(),
+            served: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        });
         for entry in std::fs::read_dir(&dir).with_context(|| format!("reading {} failed", dir.display()))? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -100,11 +103,11 @@ impl Pools {
                 Err(_) => std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?,
             }
         }
-        Ok(Arc::new(pools))
+        Ok(pools)
     }
 
-    async fn take_up(&self, pool: PoolId, dir: &Path) {
-        let served = match start(dir).await {
+    async fn take_up(self: &Arc<Self>, pool: PoolId, dir: &Path) {
+        let served = match self.start(pool, dir).await {
             Ok(served) => served,
             Err(error) => {
                 let reason = format!("{error:#}");
@@ -134,7 +137,7 @@ impl Pools {
     }
 
     /// Take a pool into service, durably. An older membership in the same pool ends: its number was given up there.
-    pub async fn enlist(&self, pool: PoolId, record: PoolRecord, papers: &Papers) -> anyhow::Result<()> {
+    pub async fn enlist(self: &Arc<Self>, pool: PoolId, record: PoolRecord, papers: &Papers) -> anyhow::Result<()> {
         let _one_at_a_time = self.changing.lock().await;
         if let Some(objection) = self.objection(pool, record.member) {
             anyhow::bail!(objection);
@@ -159,9 +162,28 @@ impl Pools {
         }
         std::fs::rename(&new, &place)?;
         files::sync_folder(&dir)?;
-        let served = start(&place).await?;
+        let served = self.start(pool, &place).await?;
         self.served().insert(pool, served);
         Ok(())
+    }
+
+    async fn start(self: &Arc<Self>, pool: PoolId, dir: &Path) -> anyhow::Result<Served> {
+        let record = read_record(dir)?;
+        let (certificate, key) = (dir.join("member.crt"), dir.join("member.key"));
+        let identity = Arc::new(Identity::load(&certificate, &key, &dir.join("authority.crt"))?);
+        let config = identity.server_config();
+        let times = RaftTimes::default();
+        let node = PoolNode::start(PoolNodeConfig { dir: dir.to_owned(), identity, times }).await?;
+        let (pools, removed) = (Arc::downgrade(self), node.removed());
+        let member = record.member;
+        tokio::spawn(async move {
+            if removed.await
+                && let Some(pools) = pools.upgrade()
+            {
+                pools.leave(pool, member).await;
+            }
+        });
+        Ok(Served { record, state: ServedState::Running { node, config } })
     }
 
     /// A host says that its pool needs us no more.
@@ -172,6 +194,29 @@ impl Pools {
         remove_folder(&pools_dir(&self.state_dir).join(from.pool.to_string()))?;
         tracing::info!(pool = %from.pool, by = %from.member, "dismissed");
         Ok(())
+    }
+
+    /// The pool let go of us while we were away, as every member that is asked now says.
+    async fn leave(&self, pool: PoolId, member: MemberId) {
+        let _one_at_a_time = self.changing.lock().await;
+        let old = {
+            let mut served = self.served();
+            // It may have been enlisted anew meanwhile, under another number.
+            if served.get(&pool).is_none_or(|served| served.record.member != member) {
+                return;
+            }
+            served.remove(&pool)
+        };
+        if let Some(old) = old {
+            stop(old).await;
+        }
+        match remove_folder(&pools_dir(&self.state_dir).join(pool.to_string())) {
+            Ok(()) => tracing::info!(%pool, "the pool has removed this quorum server"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(%pool, error, "what was known of a pool that has removed us stays: use ev-quorumd forget");
+            }
+        }
     }
 
     fn node(&self, pool: PoolId) -> Option<PoolNode> {
@@ -201,15 +246,6 @@ fn read_record(dir: &Path) -> anyhow::Result<PoolRecord> {
     let path = dir.join("pool.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {} failed", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
-}
-
-async fn start(dir: &Path) -> anyhow::Result<Served> {
-    let record = read_record(dir)?;
-    let (certificate, key) = (dir.join("member.crt"), dir.join("member.key"));
-    let identity = Arc::new(Identity::load(&certificate, &key, &dir.join("authority.crt"))?);
-    let config = identity.server_config();
-    let node = PoolNode::start(PoolNodeConfig { dir: dir.to_owned(), identity, times: RaftTimes::default() }).await?;
-    Ok(Served { record, state: ServedState::Running { node, config } })
 }
 
 /// Finds the pool by the server name that the client asks for, and the quorum server itself by another.

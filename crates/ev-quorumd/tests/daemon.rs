@@ -187,6 +187,15 @@ impl Host {
         enlist(&self.authority, &enlistment).await
     }
 
+    /// Reconcile until the consensus group is as the pool state wants it.
+    async fn settled(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.node.reconcile_membership().await != Ok(Reconciled::Settled) {
+            assert!(Instant::now() < deadline, "{:?}", self.node.status());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Reconcile until a member has caught up with the log.
     async fn caught_up(&self, member: MemberId) {
         let deadline = Instant::now() + PATIENCE;
@@ -227,11 +236,38 @@ async fn a_quorum_server_is_enlisted_survives_its_death_and_is_dismissed() {
     assert_eq!(host.node.propose(note, PATIENCE).await, Ok(Outcome::Done));
 
     host.node.propose(Change::MemberRemove { id }, PATIENCE).await.unwrap();
-    while host.node.reconcile_membership().await != Ok(Reconciled::Settled) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    host.settled().await;
     dismiss(&host.identity, id, daemon.address).await.unwrap();
     assert!(daemon.pool_folders().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quorum_server_that_was_away_when_it_was_removed_forgets_the_pool_at_its_return() {
+    let (mut daemon, mut second) = (Daemon::new(), Daemon::new());
+    daemon.start();
+    second.start();
+    let (host, other) = (Host::new().await, Host::new().await);
+    let id = other.add("third", daemon.address).await;
+    other.enlist(daemon.invitation(), id).await.unwrap();
+    // Both vote: only who votes asks the others how they stand.
+    for (name, server) in [("third", &daemon), ("fourth", &second)] {
+        let id = host.add(name, server.address).await;
+        host.enlist(server.invitation(), id).await.unwrap();
+        host.caught_up(id).await;
+    }
+    for id in [2, 3] {
+        host.node.promote(MemberId(id)).await.unwrap();
+    }
+    daemon.kill();
+    host.node.propose(Change::MemberRemove { id: MemberId(2) }, PATIENCE).await.unwrap();
+    host.settled().await;
+    daemon.start();
+    let deadline = Instant::now() + PATIENCE;
+    while daemon.pool_folders().len() > 1 {
+        assert!(Instant::now() < deadline, "{:?}", daemon.pool_folders());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(daemon.pool_folders()[0].ends_with(other.pool.to_string()), "the other pool's stays");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,7 @@ pub async fn watch(app: Arc<App>) -> anyhow::Result<()> {
                 anyhow::bail!("the pool state's consensus has stopped ({reason}); start evd again");
             }
             changed = memberships.changed() => changed?,
-            () = member.node.removed() => leave(&app, &member).await,
+            true = member.node.removed() => leave(&app, &member).await,
             () = removed(&member) => leave(&app, &member).await,
         }
     }
