@@ -237,6 +237,12 @@ impl PoolNode {
         voters.into_iter().filter(|id| !answered.contains(id) && *id != self.shared.me.member).collect()
     }
 
+    /// Since when no leader was heard, as far as this member can tell.
+    #[must_use]
+    pub fn leaderless_for(&self) -> Duration {
+        self.shared.silence()
+    }
+
     /// Which voters don't answer just now, by name.
     pub async fn silence(&self) -> Silence {
         let silent = self.silent_voters().await;

@@ -30,7 +30,6 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// All of it.
 pub fn router(app: Arc<App>) -> Router {
     let on_master = Router::new()
-        .route("/v1/pool", get(pool::show))
         .route("/v1/tokens", post(pool::admin_token))
         .route("/v1/tokens/host", post(pool::host_token))
         .route("/v1/networks", get(pool::networks).post(pool::network_add))
@@ -51,9 +50,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/vms/{vm}/verify", post(console::verify))
         .route("/v1/vms/{vm}/console", get(console::console))
         .route("/v1/disks", get(vms::disks))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_master))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_administrator));
+    let at_best_on_master = Router::new()
+        .route("/v1/pool", get(pool::show))
         .route("/v1/events", get(events::list))
         .route("/v1/alerts", get(events::alerts))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_master))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::prefer_master))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_administrator));
     let between_hosts = Router::new()
         .route("/v1/local/status", get(hosts::status))
@@ -70,6 +73,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/join", post(pool::admit))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_master));
     on_master
+        .merge(at_best_on_master)
         .merge(between_hosts)
         .merge(on_this_host)
         .merge(for_newcomers)

@@ -1,8 +1,13 @@
 //! Pools: what a user does to make one, what it says of itself, and what it refuses.
 
+use std::time::Duration;
+
+use ev_api::event::{AlertView, Severity};
 use ev_api::host::HostView;
 use ev_api::pool::{JoinToken, PoolView};
-use ev_tests::{Pool, TestLab};
+use ev_tests::{Pool, TestLab, eventually};
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_pool_of_two_hosts_alone_says_what_it_does_not_survive() {
@@ -14,13 +19,35 @@ fn a_pool_of_two_hosts_alone_says_what_it_does_not_survive() {
     assert!(!view.alerts.is_empty(), "{view:?}");
     let hosts: Vec<HostView> = pool.json("h2", &["host-list"]);
     assert_eq!(hosts.len(), 2);
+
+    // The first host votes alone: without it nothing is decided, and the other one says so.
+    lab.kill("h1").expect("dies");
+    eventually("h2 to miss the master", LIMIT, || {
+        let view: PoolView = pool.try_json("h2", &["pool-show"]).map_err(|failure| failure.to_string())?;
+        let missed =
+            view.alerts.iter().any(|alert| alert.severity == Severity::Critical && alert.message.contains("h1"));
+        if view.master.is_none() && missed && view.survives.contains("no master") {
+            return Ok(());
+        }
+        Err(format!("{view:?}"))
+    });
+    let alerts: Vec<AlertView> = pool.json("h2", &["alert-list"]);
+    assert!(alerts.iter().any(|alert| alert.message.contains("no master")), "{alerts:?}");
+    let refused = pool.ev("h2", &["vm-create", "v", "--disk", "1G"]).expect_err("nobody can decide");
+    assert!(refused.message.contains("h1"), "it says who is missing: {refused}");
+    lab.start("h1").expect("starts");
+    eventually("the pool to go on", LIMIT, || {
+        let view: PoolView = pool.try_json("h2", &["pool-show"]).map_err(|failure| failure.to_string())?;
+        let over = view.master.is_some() && view.alerts.iter().all(|alert| alert.severity != Severity::Critical);
+        if over { Ok(()) } else { Err(format!("{view:?}")) }
+    });
 }
 
 #[test]
 fn wrong_and_used_tokens_second_pools_and_unknown_names_are_refused_with_a_way_out() {
     let lab = TestLab::up(3, 1);
     let pool = Pool::of(&lab);
-    ev_tests::eventually("evd", std::time::Duration::from_secs(20), || pool.ev("h1", &["pool-create", "office"]));
+    eventually("evd", LIMIT, || pool.ev("h1", &["pool-create", "office"]));
     let refused = |host: &str, arguments: &[&str]| {
         let failure = pool.ev(host, arguments).expect_err("it is refused");
         println!("{host}: {failure}");

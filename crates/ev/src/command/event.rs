@@ -17,7 +17,8 @@ pub fn alert_table(alerts: &[AlertView]) -> String {
     table(
         ["SINCE", "SEVERITY", "OBJECT", "ALERT"],
         alerts.iter().map(|alert| {
-            [time(alert.since), super::pool::severity(alert.severity), alert.object.clone(), alert.message.clone()]
+            let text = format!("{}\nTo do: {}", alert.message, alert.action);
+            [time(alert.since), super::pool::severity(alert.severity), alert.object.clone(), text]
         }),
     )
 }

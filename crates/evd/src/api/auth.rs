@@ -1,6 +1,7 @@
 //! Who may ask: root through the local socket, hosts of the pool by their certificate, administrators by token. And
 //! which host must answer: most questions are the pool master's.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,11 +82,36 @@ pub async fn require_master(
     if member.is_master() {
         return next.run(request).await;
     }
-    let no_master = || {
-        ApiError::new(ErrorCode::NoMaster, "the pool has no master at present")
-            .hint("more than half of its voters must be up and reach each other; see ev pool-show on each host, or wait for an election")
+    match member.master_api() {
+        Some(address) => ask_master(&member, address, door, request).await,
+        None => {
+            let message = format!("the pool has no master at present: {}", member.node.silence().await);
+            let hint = "more than half of its voters must be up and reach each other; ev pool-show says what is wrong";
+            Refusal(ApiError::new(ErrorCode::NoMaster, message).hint(hint)).into_response()
+        }
+    }
+}
+
+/// The same for questions that this host can answer from what it knew last, if there is no master: what is wrong has to
+/// be said just then.
+pub async fn prefer_master(
+    State(app): State<Arc<App>>,
+    Extension(door): Extension<Door>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let member = match app.member() {
+        Ok(member) => member,
+        Err(error) => return Refusal(error).into_response(),
     };
-    let Some(address) = member.master_api() else { return Refusal(no_master()).into_response() };
+    wait_for_master(&member).await;
+    match member.master_api() {
+        Some(address) if !member.is_master() => ask_master(&member, address, door, request).await,
+        Some(_) | None => next.run(request).await,
+    }
+}
+
+async fn ask_master(member: &Member, address: SocketAddr, door: Door, request: Request) -> Response {
     match door {
         Door::Local => match proxy::forward(member.tls(), address, request).await {
             Ok(response) => response,

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Query, State};
-use ev_api::event::{AlertView, EventView};
+use ev_api::event::{AlertView, EventView, Severity};
 use ev_core::pool::PoolState;
 use serde::Deserialize;
 
 use super::answer::Answer;
 use crate::app::App;
+use crate::member::Member;
 use crate::view;
 
 /// Longest that a question for new events is kept open.
@@ -51,5 +52,25 @@ pub async fn list(State(app): State<Arc<App>>, Query(since): Query<Since>) -> An
 
 pub async fn alerts(State(app): State<Arc<App>>) -> Answer<Vec<AlertView>> {
     let member = app.member()?;
-    Ok(Json(member.state().alerts.values().map(view::alert).collect()))
+    Ok(Json(alerts_now(&member, &member.state()).await))
+}
+
+/// Those of the pool state, and that it has no master if it has none: the one thing that no master can record.
+pub async fn alerts_now(member: &Member, state: &PoolState) -> Vec<AlertView> {
+    let mut alerts: Vec<AlertView> = Vec::new();
+    if member.node.status().leadership.master.is_none() {
+        let for_ms = u64::try_from(member.node.leaderless_for().as_millis()).unwrap_or(u64::MAX);
+        alerts.push(AlertView {
+            severity: Severity::Critical,
+            object: member.pool_name.clone(),
+            message: format!(
+                "the pool has no master: no VM can be started, taken over or changed; {}. All else here is what this host knew last",
+                member.node.silence().await
+            ),
+            action: "bring back the members that don't answer, or the network to them".to_owned(),
+            since: view::time(view::unix_ms_now().saturating_sub(for_ms)),
+        });
+    }
+    alerts.extend(state.alerts.values().map(view::alert));
+    alerts
 }

@@ -72,8 +72,12 @@ pub async fn show(State(app): State<Arc<App>>) -> Answer<PoolView> {
         members: members.collect(),
         networks: state.networks.values().map(view::network).collect(),
         vms: state.vms.len(),
-        survives: survives(&state, voters.len()),
-        alerts: state.alerts.values().map(view::alert).collect(),
+        survives: if master.is_some() {
+            survives(&state, voters.len())
+        } else {
+            "nothing more: it has no master now".to_owned()
+        },
+        alerts: super::events::alerts_now(&member, &state).await,
         authority_certificate: member.authority_certificate.clone(),
     }))
 }
