@@ -5,7 +5,8 @@
 //! cache, is done at once, after what is to be sent has been handed to the kernel, so that the partner works meanwhile.
 //!
 //! The thread must not stand still, though: when a write has taken long (dirty pages are being throttled, the journal is
-//! busy), writes go by the ring for a while.
+//! busy), writes go by the ring for a while: a short one at first, since it may just have been that another thread had the
+//! processor, and twice as long each time the next attempt is slow as well.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,8 +22,9 @@ const WRITE_BYTES_MAX: usize = 64 << 10;
 const BLOCK_BYTES: u64 = 4096;
 /// A write that took so long was more than a copy; so is a round of them.
 const SLOW: Duration = Duration::from_millis(2);
-/// How long writes go by the ring after that.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long writes go by the ring after that: at first, and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Writes that wait to be done at once, by their slots.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Inline {
     waiting: Vec<u32>,
     /// Not before then.
     resume: Option<Instant>,
+    /// How long the last pause was; none since the last round that was quick.
+    pause: Duration,
 }
 
 impl Inline {
@@ -42,6 +46,17 @@ impl Inline {
 
     pub fn push(&mut self, slot: u32) {
         self.waiting.push(slot);
+    }
+
+    /// A round of writes has taken so long.
+    fn took(&mut self, time: Duration, now: Instant) {
+        if time < SLOW {
+            self.pause = Duration::ZERO;
+            self.resume = None;
+        } else {
+            self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+            self.resume = Some(now + self.pause);
+        }
     }
 }
 
@@ -56,13 +71,10 @@ impl Thread {
                     let result = self.write_now(slot);
                     self.local_completed(slot, result)?;
                 } else {
-                    self.inline.resume = Some(Instant::now() + PAUSE);
                     self.submit_local(slot)?;
                 }
             }
-            if began.elapsed() >= SLOW {
-                self.inline.resume = Some(Instant::now() + PAUSE);
-            }
+            self.inline.took(began.elapsed(), Instant::now());
             self.perform_all()?;
             self.pump_clients()?;
             self.perform_all()?;
@@ -82,5 +94,39 @@ impl Thread {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_writes_in_a_row_make_longer_pauses_and_a_quick_one_ends_them() {
+        let mut inline = Inline::default();
+        let block = IoBuffer::new(4096);
+        assert!(inline.takes(0, &block));
+        let now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            inline.took(SLOW, now);
+            pauses.push(inline.resume.unwrap() - now);
+        }
+        assert_eq!(pauses[..3], [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4]);
+        assert_eq!(pauses[7], PAUSE_MAX);
+        assert!(!inline.takes(0, &block));
+        inline.took(SLOW / 2, now);
+        assert!(inline.takes(0, &block));
+        inline.took(SLOW, now);
+        assert_eq!(inline.resume, Some(now + PAUSE_MIN));
+    }
+
+    #[test]
+    fn only_short_writes_of_whole_blocks_are_done_at_once() {
+        let inline = Inline::default();
+        assert!(inline.takes(8192, &IoBuffer::new(WRITE_BYTES_MAX)));
+        assert!(!inline.takes(8192, &IoBuffer::new(WRITE_BYTES_MAX + 4096)));
+        assert!(!inline.takes(512, &IoBuffer::new(4096)));
+        assert!(!inline.takes(0, &IoBuffer::new(512)));
     }
 }
