@@ -10,6 +10,7 @@ mod engine;
 mod holes;
 mod inline;
 mod local;
+mod lookout;
 mod partner;
 mod ring;
 mod slots;
@@ -33,6 +34,7 @@ use self::clients::{Client, Reply, Verdict};
 use self::engine::{Engine, Told};
 use self::inline::Inline;
 use self::local::Local;
+use self::lookout::Lookout;
 use self::partner::Link;
 use self::ring::{Completion, Ring, Tag};
 use self::slots::Slots;
@@ -102,6 +104,7 @@ pub struct Thread {
     next_op: u64,
     locals: Slots<Local>,
     inline: Inline,
+    lookout: Lookout,
     maps_busy: bool,
     listener: Option<UnixListener>,
     /// Whether clients are taken.
@@ -160,6 +163,7 @@ impl Thread {
             next_op: 0,
             locals: Slots::default(),
             inline: Inline::default(),
+            lookout: Lookout::default(),
             maps_busy: false,
             listener,
             serving: false,
@@ -203,7 +207,7 @@ impl Thread {
                 // A send that failed has told the engine something.
                 continue;
             }
-            self.ring.wait(if self.held.is_empty() { TICK } else { GATE_LOOK })?;
+            self.wait(if self.held.is_empty() { TICK } else { GATE_LOOK })?;
             self.ring.completions(&mut completions);
             for completion in completions.drain(..) {
                 self.completed(completion)?;

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
@@ -104,7 +104,7 @@ pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<Option<usize>> {
 impl Ring {
     pub fn new() -> io::Result<Self> {
         // Completions are run by the one thread that waits for them, not by interrupts: Linux 6.1 and newer.
-        let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
+        let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(ENTRIES);
         let ring = match fast {
             Ok(ring) => ring,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
@@ -171,16 +171,34 @@ impl Ring {
 
     /// Submits what was pushed, without waiting, if there is anything in it that is not to stand back for what the thread does next.
     pub fn submit_urgent(&mut self) -> io::Result<()> {
-        if !self.urgent {
+        if self.urgent { self.submit() } else { Ok(()) }
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.urgent = false;
+        if self.ring.submission().is_empty() {
             return Ok(());
         }
-        self.urgent = false;
         match self.ring.submit() {
             Ok(_) => Ok(()),
             // The next wait submits it.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Submits what was pushed and looks out for a completion for up to `time` without sleeping. [`Ring::wait`] is to follow.
+    pub fn look_out(&mut self, time: Duration) -> io::Result<()> {
+        self.submit()?;
+        let began = Instant::now();
+        while !self.something_came() && began.elapsed() < time {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    fn something_came(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Submits what was pushed and waits for a completion, or for `timeout`.
