@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: numbers, each printed as a table, or as one JSON object with `--output json`.
 
+mod delta_copy;
 mod failover;
 mod mirror;
+mod servers;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
@@ -27,6 +29,23 @@ pub enum Bench {
         /// Only these cases, by name
         #[arg(long)]
         case: Vec<String>,
+        /// How often each case runs on each peer; the median is told
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
+    /// What the partner's return costs after it was away: only what changed meanwhile
+    DeltaCopy {
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+        /// Size of the disk, in GiB
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1024))]
+        size_gib: u64,
+        /// How much of it holds data, in GiB, spread over all of it
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1024))]
+        filled_gib: u64,
+        /// How much changes while the partner is away, in MiB; one absence for each
+        #[arg(long, default_values_t = [10, 100, 400], value_delimiter = ',')]
+        changed_mib: Vec<u64>,
     },
 }
 
@@ -40,6 +59,9 @@ pub enum Output {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Failover { runs, output } => failover::run(*runs, *output),
-        Bench::Mirror { output, peer, case } => mirror::run(*output, peer, case),
+        Bench::Mirror { output, peer, case, rounds } => mirror::run(*output, peer, case, *rounds),
+        Bench::DeltaCopy { output, size_gib, filled_gib, changed_mib } => {
+            delta_copy::run(*output, *size_gib, *filled_gib, changed_mib)
+        }
     }
 }

@@ -1,27 +1,15 @@
 //! Connected streams between the two sides, TLS handshake included.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ev_core::ids::HostId;
 use ev_mirror::{LinkStream, LinkTls};
 use ev_wire::identity::{self, Identity};
 
-/// How long the other side may take until it listens.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Connects to the replica.
+/// Connects to the replica, if it listens.
 pub fn connect(address: SocketAddr, papers: &Identity, peer: HostId) -> Result<LinkStream> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    let mut socket = loop {
-        match TcpStream::connect(address) {
-            Ok(socket) => break socket,
-            Err(error) if Instant::now() > deadline => return Err(error).context(format!("connecting to {address}")),
-            Err(_) => std::thread::sleep(CONNECT_INTERVAL),
-        }
-    };
+    let mut socket = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     socket.set_nodelay(true)?;
     let name = identity::server_name(papers.peer().pool);
     let mut tls = rustls::ClientConnection::new(papers.client_config(), name)?;

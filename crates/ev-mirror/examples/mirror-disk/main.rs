@@ -5,19 +5,22 @@
 
 mod link;
 mod papers;
+mod ready;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, VmId};
 use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial};
 use uuid::Uuid;
+
+use self::ready::Ready;
 
 const COORDINATOR: HostId = MemberId(1);
 const REPLICA: HostId = MemberId(2);
@@ -35,7 +38,7 @@ struct Arguments {
 enum Command {
     /// Make a pool's authority and both hosts' certificates
     Papers { folder: PathBuf },
-    /// Serve the disk on a unix socket; the file `SOCKET.ready` appears when both replicas are in step
+    /// Serve the disk on a unix socket; the file `SOCKET.ready` is there while both replicas are in step, and tells of the copy
     Coordinator(Side),
     /// Keep the second replica
     Replica(Side),
@@ -93,15 +96,14 @@ fn open(side: &Side, host: HostId, initial: Initial) -> Result<(Disk, std::sync:
 fn coordinator(side: &Side) -> Result<()> {
     let (disk, events) = open(side, COORDINATOR, Initial::Source)?;
     let papers = papers::load(&side.papers, COORDINATOR)?;
-    let mut ready = side.socket.as_os_str().to_owned();
-    ready.push(".ready");
+    let ready = Ready::beside(&side.socket);
     let mut generation = Generation(1);
     let mut good = BTreeSet::from([COORDINATOR]);
     let act = |generation, good: &BTreeSet<HostId>| {
         disk.role(generation, DiskRole::Coordinator { partner: Some(REPLICA), good: good.clone() }, true)
     };
     act(generation, &good)?;
-    disk.link(link::connect(side.link, &papers, REPLICA)?)?;
+    let mut linked = Instant::now();
     for event in events {
         eprintln!("coordinator: {event:?}");
         match event {
@@ -109,20 +111,23 @@ fn coordinator(side: &Side) -> Result<()> {
                 generation = generation.next();
                 good = BTreeSet::from([COORDINATOR]);
                 act(generation, &good)?;
+                ready.withdraw()?;
             }
             DiskEvent::ReplicaGood { seen, .. } if seen == generation => {
+                let copy_time = linked.elapsed();
                 generation = generation.next();
                 good = BTreeSet::from([COORDINATOR, REPLICA]);
                 act(generation, &good)?;
-                std::fs::write(&ready, b"").context("saying that both replicas are in step")?;
+                ready.tell(&disk, copy_time)?;
             }
+            // Asked for again every half second, so one attempt is enough.
             DiskEvent::LinkDown { .. } => match link::connect(side.link, &papers, REPLICA) {
                 Ok(stream) => disk.link(stream)?,
                 Err(error) => eprintln!("coordinator: {error:#}"),
             },
+            DiskEvent::LinkUp { .. } => linked = Instant::now(),
             DiskEvent::ReplicaLost { .. }
             | DiskEvent::ReplicaGood { .. }
-            | DiskEvent::LinkUp { .. }
             | DiskEvent::Trouble { .. }
             | DiskEvent::Verified { .. } => {}
         }

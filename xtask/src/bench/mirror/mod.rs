@@ -20,13 +20,11 @@ use table::{Report, Row};
 use super::Output;
 use crate::run;
 
-/// Rounds of each case. Odd, so that the median is a run that took place.
-const ROUNDS: usize = 5;
 /// Size of the disk. Written in full before; small enough to stay in the page cache, the same for all.
 pub const DISK_BYTES: u64 = 512 << 20;
 
 /// Runs all of it and prints the result.
-pub fn run(output: Output, kinds: &[PeerKind], case_names: &[String]) -> Result<()> {
+pub fn run(output: Output, kinds: &[PeerKind], case_names: &[String], rounds: u32) -> Result<()> {
     fio::check()?;
     let cases: Vec<&Case> =
         CASES.iter().filter(|case| case_names.is_empty() || case_names.iter().any(|name| name == case.name)).collect();
@@ -40,7 +38,7 @@ pub fn run(output: Output, kinds: &[PeerKind], case_names: &[String]) -> Result<
     let mut rows = Vec::new();
     for case in cases {
         run::heading(case.name);
-        let runs = rounds(case, &peers, folder.path())?;
+        let runs = measure(case, &peers, folder.path(), rounds)?;
         rows.extend(peers.iter().zip(&runs).map(|(peer, runs)| Row::new(case.name, peer.kind, fio::median(runs))));
     }
     let report = Report { rows };
@@ -52,9 +50,9 @@ pub fn run(output: Output, kinds: &[PeerKind], case_names: &[String]) -> Result<
 }
 
 /// The runs of each peer.
-fn rounds(case: &Case, peers: &[Peer], folder: &Path) -> Result<Vec<Vec<Measured>>> {
+fn measure(case: &Case, peers: &[Peer], folder: &Path, rounds: u32) -> Result<Vec<Vec<Measured>>> {
     let mut runs = vec![Vec::new(); peers.len()];
-    for round in 0..ROUNDS {
+    for round in 0..usize::try_from(rounds)? {
         for turn in 0..peers.len() {
             let at = (round + turn) % peers.len();
             let peer = &peers[at];

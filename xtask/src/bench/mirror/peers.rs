@@ -2,21 +2,16 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::run;
+use crate::bench::servers::{MirrorDisk, START_TIMEOUT, Server, free_port, spawn, wait_for};
 
-/// How long a server may take until it listens.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often that is looked at.
-const START_INTERVAL: Duration = Duration::from_millis(10);
 /// Size of the parts in which an image is filled.
 const FILL_BYTES: usize = 1 << 20;
 
@@ -51,17 +46,6 @@ pub struct Peer {
     _servers: Vec<Server>,
 }
 
-/// A process that ends with its owner.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already; either way it is gone after this.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Peer {
     /// Makes the images, starts the processes and waits until the socket takes connections.
     pub fn start(kind: PeerKind, folder: &Path, size_bytes: u64) -> Result<Self> {
@@ -90,7 +74,7 @@ impl Peer {
                 (images, servers)
             }
         };
-        wait_for("its socket", || UnixStream::connect(&socket).is_ok())
+        wait_for("its socket", START_TIMEOUT, || UnixStream::connect(&socket).is_ok())
             .with_context(|| format!("starting {}", kind.name()))?;
         let uri = format!("nbd+unix:///?socket={}", socket.display());
         Ok(Self { kind, uri, images, _servers: servers })
@@ -113,32 +97,6 @@ fn fill(path: &Path, size_bytes: u64) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn spawn(command: &mut Command) -> Result<Server> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .with_context(|| format!("starting {command:?}; run `cargo xtask setup` if it is missing"))?;
-    Ok(Server(child))
-}
-
-/// Waits until `ready`; what is waited for is another process, which tells nobody when it is.
-fn wait_for(what: &str, ready: impl Fn() -> bool) -> Result<()> {
-    let deadline = Instant::now() + START_TIMEOUT;
-    while !ready() {
-        if Instant::now() > deadline {
-            bail!("{what} did not come within {START_TIMEOUT:?}; see its messages above");
-        }
-        std::thread::sleep(START_INTERVAL);
-    }
-    Ok(())
-}
-
-/// A free TCP port of the loopback.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr())?.port())
-}
-
 fn qemu_nbd(socket: &Path, image: &Path) -> Result<Server> {
     spawn(
         Command::new("qemu-nbd")
@@ -156,7 +114,7 @@ fn qemu_quorum(socket: &Path, local: &Path, remote: &Path) -> Result<Vec<Server>
             .arg(format!("--port={port}"))
             .arg(remote),
     )?;
-    wait_for("qemu-nbd's port", || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+    wait_for("qemu-nbd's port", START_TIMEOUT, || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
     // Reads are taken from the local file, as ours are; the driver's default asks both copies and compares.
     let options = [
         "driver=quorum".to_owned(),
@@ -183,40 +141,9 @@ fn qemu_quorum(socket: &Path, local: &Path, remote: &Path) -> Result<Vec<Server>
 
 /// Two processes of the release build, a link with TLS over the loopback between them.
 fn evenkeel(socket: &Path, folder: &Path, images: &[PathBuf], size_bytes: u64) -> Result<Vec<Server>> {
-    run::heading("building ours for release");
-    run::show(run::cargo().args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "ev-mirror",
-        "--example",
-        "mirror-disk",
-    ]))?;
-    let program = run::target().join("release/examples/mirror-disk");
-    let port = free_port()?;
-    let papers = folder.join("papers");
-    run::quiet(Command::new(&program).arg("papers").arg(&papers))?;
-    let start = |role: &str, image: &Path| {
-        spawn(
-            Command::new(&program)
-                .arg(role)
-                .arg("--papers")
-                .arg(&papers)
-                .arg("--replica")
-                .arg(image)
-                .arg("--size-bytes")
-                .arg(size_bytes.to_string())
-                .arg("--link")
-                .arg(format!("127.0.0.1:{port}"))
-                .arg("--socket")
-                .arg(socket),
-        )
-    };
-    let replica = start("replica", &images[1])?;
-    let coordinator = start("coordinator", &images[0])?;
-    let mut ready = socket.as_os_str().to_owned();
-    ready.push(".ready");
-    wait_for("our second replica", || Path::new(&ready).exists())?;
+    let pair = MirrorDisk::prepare(folder, socket, [&images[0], &images[1]], size_bytes)?;
+    let replica = pair.replica()?;
+    let coordinator = pair.coordinator()?;
+    wait_for("our second replica", START_TIMEOUT, || pair.ready().exists())?;
     Ok(vec![coordinator, replica])
 }
