@@ -12,6 +12,7 @@ use client::Client;
 use ev_core::ids::Generation;
 use ev_core::report::ReplicaState;
 use ev_mirror::undo::{self, UndoIdentity, UndoPaths};
+use ev_mirror::{Disk, Initial};
 use pair::{A, B, Pair};
 
 const SIZE_BYTES: u64 = 256 << 20;
@@ -134,6 +135,40 @@ fn a_killed_coordinator_comes_back_by_delta_copy() {
     assert!(!copy.full && copy.total_bytes <= 2 * MIB, "{copy:?}");
     let disk = pair.close_and_compare();
     assert!(disk[20 << 20..][..4096] == pattern(1, 4096));
+}
+
+#[test]
+fn blank_storage_on_the_active_side_is_filled_from_the_partner_while_the_guest_goes_on() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    for at in 0..16 {
+        client.write(at * 9 * MIB, &pattern(1, 64 << 10));
+    }
+    client.flush();
+    pair.cut();
+    pair.a.kill();
+    std::fs::remove_file(&pair.a.spec.replica).unwrap();
+    std::fs::remove_file(&pair.a.spec.metadata).unwrap();
+    Disk::create(&pair.a.spec, Initial::Target).unwrap();
+    pair.good = [B].into();
+    pair.generation = pair.generation.next();
+    pair.a.open();
+    pair.commit();
+    pair.connect();
+    // Reads come from the partner, whatever the blank replica holds.
+    let mut client = Client::connect(&pair.a.socket());
+    assert!(client.read(9 * MIB, 64 << 10) == pattern(1, 64 << 10));
+    client.write(9 * MIB, &pattern(2, 4096));
+    pair.until_good(&[A, B]);
+    let report = pair.until_report("the own replica", |report| report.local == ReplicaState::Online);
+    let copy = report.copy.expect("a copy took place");
+    assert!(copy.full && copy.total_bytes == SIZE_BYTES, "{copy:?}");
+    assert!(copy.moved_bytes <= 17 << 16, "holes are not moved: {copy:?}");
+    client.write(200 * MIB, &pattern(3, 4096));
+    let disk = pair.close_and_compare();
+    assert!(disk[9 << 20..][..4096] == pattern(2, 4096));
+    assert!(disk[18 << 20..][..64 << 10] == pattern(1, 64 << 10));
+    assert!(disk[200 << 20..][..4096] == pattern(3, 4096));
 }
 
 #[test]
