@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ev_core::authority::{Authority, AuthorityChange, Power};
@@ -41,6 +42,9 @@ struct Slot {
 
 enum State {
     Open(Arc<Disk>),
+    /// Its replica failed, and the storage works again: the old disk is being closed, by a thread of its own since storage that hangs
+    /// keeps it from ending. Then it is opened anew.
+    Closing(JoinHandle<()>),
     /// It can't be used; why, in words.
     Broken {
         fault: Fault,
@@ -126,10 +130,9 @@ impl Disks {
         }
     }
 
-    /// Closes each disk whose replica failed and whose storage works again, and opens it anew; which ones. [`Self::act`] is then
-    /// to be called. A guest's I/O waits meanwhile, as it does for a new AM.
-    pub fn reopen_failed(&mut self, now: Instant) -> Vec<DiskId> {
-        let mut reopened = Vec::new();
+    /// Begins to close each disk whose replica failed and whose storage works again. A guest's I/O waits from then until
+    /// [`Self::reopen_closed`], as it does for a new AM.
+    pub fn close_failed(&mut self, now: Instant) {
         for slot in &mut self.slots {
             let State::Open(disk) = &slot.state else { continue };
             let failed = disk.report().local == ReplicaState::Failed;
@@ -144,8 +147,20 @@ impl Disks {
             }
             slot.retries.tried(now);
             tracing::info!(disk = %slot.spec.disk, "the storage of the failed replica works again: opening it anew");
-            slot.state = State::Broken { fault: Fault::Lost, why: "it is being opened anew".into() };
-            reopened.push(slot.spec.disk);
+            slot.close();
+        }
+    }
+
+    /// Opens the disks anew that have been closed; which ones. [`Self::act`] is then to be called.
+    pub fn reopen_closed(&mut self) -> Vec<DiskId> {
+        let mut reopened = Vec::new();
+        for slot in &mut self.slots {
+            if let State::Closing(thread) = &slot.state
+                && thread.is_finished()
+            {
+                slot.state = State::Broken { fault: Fault::Lost, why: "it is being opened anew".into() };
+                reopened.push(slot.spec.disk);
+            }
         }
         if !reopened.is_empty() {
             self.open_closed();
@@ -212,22 +227,41 @@ impl Slot {
     fn disk(&self) -> Option<&Arc<Disk>> {
         match &self.state {
             State::Open(disk) => Some(disk),
-            State::Broken { .. } => None,
+            State::Closing(_) | State::Broken { .. } => None,
+        }
+    }
+
+    /// Gives the disk to a thread that drops it.
+    fn close(&mut self) {
+        let why = "it is being closed, to be opened anew: its storage works again".to_owned();
+        let closing = State::Broken { fault: Fault::Around, why };
+        let State::Open(disk) = std::mem::replace(&mut self.state, closing) else { return };
+        match std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(disk)) {
+            Ok(thread) => self.state = State::Closing(thread),
+            // The disk was dropped with the thread's body.
+            Err(error) => {
+                tracing::error!(disk = %self.spec.disk, %error, "no thread to close the disk: check the limits on threads");
+            }
         }
     }
 
     fn report(&self) -> DiskReport {
         match &self.state {
             State::Open(disk) => disk.report(),
-            State::Broken { why, .. } => DiskReport {
-                disk: self.spec.disk,
-                local: ReplicaState::Failed,
-                partner: None,
-                copy: None,
-                read_bytes: 0,
-                write_bytes: 0,
-                trouble: Some(why.clone()),
-            },
+            State::Closing(_) => self.failed("the failed replica is being closed, to be opened anew"),
+            State::Broken { why, .. } => self.failed(why),
+        }
+    }
+
+    fn failed(&self, why: &str) -> DiskReport {
+        DiskReport {
+            disk: self.spec.disk,
+            local: ReplicaState::Failed,
+            partner: None,
+            copy: None,
+            read_bytes: 0,
+            write_bytes: 0,
+            trouble: Some(why.to_owned()),
         }
     }
 }

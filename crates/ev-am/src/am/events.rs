@@ -202,23 +202,26 @@ impl Am {
         if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             self.look_at_nics().await;
         }
+        self.reopen_closed_disks();
         if self.ticks.is_multiple_of(TICKS_PER_DISK_REPAIR) {
-            self.mend_disks();
+            self.disks.close_failed(std::time::Instant::now());
+            if self.disks.all_open().is_none() {
+                self.act_on_disks();
+            }
         }
         self.step(KeeperEvent::Tick).await
     }
 
-    fn mend_disks(&mut self) {
-        let reopened = self.disks.reopen_failed(std::time::Instant::now());
+    fn reopen_closed_disks(&mut self) {
+        let reopened = self.disks.reopen_closed();
+        if reopened.is_empty() {
+            return;
+        }
         for disk in &reopened {
             self.troubles.forget(*disk);
         }
-        if !reopened.is_empty() {
-            self.keep_marker();
-        }
-        if !reopened.is_empty() || self.disks.all_open().is_none() {
-            self.act_on_disks();
-        }
+        self.keep_marker();
+        self.act_on_disks();
     }
 
     /// New storage in the old one's place lacks the marker of the guest that runs.
