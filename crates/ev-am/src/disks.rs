@@ -11,7 +11,7 @@ use ev_core::authority::{Authority, AuthorityChange, Power};
 use ev_core::ids::{DiskId, Generation, HostId};
 use ev_core::report::{DiskReport, ReplicaState};
 use ev_core::vm::Vm;
-use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial, LinkStream, LinkTls, OpenError};
+use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial, LinkStream, LinkTls, OpenError, Reverted};
 use ev_wire::am::AmConfig;
 
 use crate::links::Stream;
@@ -166,6 +166,43 @@ impl Disks {
             self.open_closed();
         }
         reopened
+    }
+
+    /// Brings back the older state of each replica that the record does not call good; when the oldest was kept. Each one that
+    /// could be brought back has an older state from then on, which only a record can make good.
+    pub async fn revert(&mut self, record: &Authority) -> Result<Option<u64>, String> {
+        let host = self.host;
+        let lacks = |slot: &&mut Slot| record.good.get(&slot.spec.disk).is_none_or(|good| !good.contains(&host));
+        let mut oldest: Option<u64> = None;
+        let mut failed = Ok(());
+        let busy = |slot: &Slot| match &slot.state {
+            State::Open(disk) => Arc::strong_count(disk) > 1,
+            State::Closing(_) => true,
+            State::Broken { .. } => false,
+        };
+        if self.slots.iter().any(busy) {
+            return Err("the disks are being flushed or closed: try again in a few seconds".to_owned());
+        }
+        for slot in self.slots.iter_mut().filter(lacks) {
+            let why = "its older state is being brought back".to_owned();
+            let open = std::mem::replace(&mut slot.state, State::Broken { fault: Fault::Around, why });
+            let spec = slot.spec.clone();
+            let work = tokio::task::spawn_blocking(move || {
+                // Closes the files.
+                drop(open);
+                Disk::revert(&spec)
+            });
+            match work.await.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| error.to_string()))
+            {
+                Ok(Reverted::BeforeCopy { kept_at_unix_s }) => {
+                    oldest = Some(oldest.map_or(kept_at_unix_s, |other| other.min(kept_at_unix_s)));
+                }
+                Ok(Reverted::AsItLay) => {}
+                Err(why) => failed = Err(format!("disk {}: {why}", slot.spec.disk)),
+            }
+        }
+        self.open_closed();
+        failed.map(|()| oldest)
     }
 
     /// Makes every disk act by this record; answers with the changes of the record that are needed first.

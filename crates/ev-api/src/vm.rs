@@ -217,6 +217,21 @@ pub struct VerifyView {
     pub message: String,
 }
 
+/// `POST /v1/vms/{vm}/revert`: `host`'s replicas go back to the older state that was kept of them, and are good alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revert {
+    pub host: String,
+    /// Must be said: what was written since is lost.
+    pub give_up_newer_writes: bool,
+}
+
+/// Answer between daemons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reverted {
+    /// When the oldest of the states was kept, if it was kept for a copy.
+    pub kept_at: Option<jiff::Timestamp>,
+}
+
 /// Answer of calls that only do or don't.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {

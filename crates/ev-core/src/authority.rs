@@ -76,4 +76,7 @@ pub enum AuthorityChange {
     Start { host: HostId, clean: bool },
     /// The guest has ended and its replicas were flushed (`clean`) or not.
     Ended { clean: bool },
+    /// A person gives up what was written since the older state that lies on `host`: its replicas alone are good. Only
+    /// while the guest is off; never asked for by an AM.
+    Revert { host: HostId },
 }

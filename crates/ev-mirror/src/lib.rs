@@ -12,6 +12,7 @@ pub mod receive;
 pub mod undo;
 
 pub use disk::{
-    CloseError, CommandError, CreateError, Disk, DiskEvent, DiskRole, DiskSpec, Initial, LinkStream, LinkTls, OpenError,
+    CloseError, CommandError, CreateError, Disk, DiskEvent, DiskRole, DiskSpec, Initial, LinkStream, LinkTls,
+    OpenError, RevertError, Reverted,
 };
 pub use gate::Gate;

@@ -83,6 +83,8 @@ pub enum AmCall {
     Status,
     /// Compare both replicas of all disks, and repair from the good side if `repair`.
     Verify { repair: bool },
+    /// Bring this host's replicas back to the older state that was kept of them. Refused while the guest is on.
+    Revert,
     /// Stop serving and exit. The guest must have ended; refused otherwise.
     Quit,
 }
@@ -92,5 +94,9 @@ pub enum AmCall {
 pub enum AmAnswer {
     Done,
     Status(Box<AmReport>),
+    /// All replicas hold an older state; when the oldest one was kept, in seconds since 1970, if it was kept for a copy.
+    Reverted {
+        kept_at_unix_s: Option<u64>,
+    },
     Refused(String),
 }

@@ -161,6 +161,23 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Go back to an older state of a VM's disks, when the host with the newest one is lost for good
+    #[command(after_help = "Example:
+  ev pvm-revert db01 --host beta --give-up-newer-writes
+
+While a replica is copied to, what it held before is kept until the copy has ended.
+If the other host is lost in the middle, this brings that older state back. The VM must
+be off (ev pvm-force-off). If the other host comes back later after all, it is brought in
+step with the older state.")]
+    PvmRevert {
+        vm: String,
+        /// The host whose older state is to count
+        #[arg(long)]
+        host: String,
+        /// All that the guest has written since that state is lost
+        #[arg(long)]
+        give_up_newer_writes: bool,
+    },
     /// Show one VM
     PvmShow { vm: String },
     /// Show or wait for the synchronisation of a VM's disks

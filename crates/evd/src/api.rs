@@ -11,6 +11,7 @@ pub mod placement;
 pub mod pool;
 pub mod refusals;
 pub mod resolve;
+pub mod revert;
 pub mod upload;
 pub mod vms;
 
@@ -48,6 +49,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/vms/{vm}/desired", put(vms::desire))
         .route("/v1/vms/{vm}/disks", get(vms::disks_of))
         .route("/v1/vms/{vm}/verify", post(console::verify))
+        .route("/v1/vms/{vm}/revert", post(revert::revert))
         .route("/v1/vms/{vm}/console", get(console::console))
         .route("/v1/disks", get(vms::disks))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_master))
@@ -64,6 +66,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/local/images/{id}", get(images::get_here).put(images::put_here))
         .route("/v1/local/vms/{vm}/console", get(console::console_here))
         .route("/v1/local/vms/{vm}/verify", post(console::verify_here))
+        .route("/v1/local/vms/{vm}/revert", post(revert::revert_here))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_host));
     let on_this_host = Router::new()
         .route("/v1/pool", post(pool::create))

@@ -97,6 +97,10 @@ async fn propose(
         let why = "the asking host holds no replica of the VM".to_owned();
         return PeerResponse::Proposed(Err(ProposeRefusal::Forbidden(why)));
     }
+    if let AuthorityChange::Revert { .. } = change {
+        let why = "only a person gives up what was written".to_owned();
+        return PeerResponse::Proposed(Err(ProposeRefusal::Forbidden(why)));
+    }
     let command = Command::VmAuthority { id: vm, if_generation: seen, change };
     match member.node.propose(command, PROPOSE_TIMEOUT).await {
         Ok(Outcome::Authority(record)) => PeerResponse::Proposed(Ok(record)),

@@ -9,6 +9,7 @@ mod images;
 mod level2_failover;
 mod members;
 mod networks;
+mod older_state;
 mod pools;
 mod programs;
 mod protection;

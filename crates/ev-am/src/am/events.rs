@@ -175,6 +175,7 @@ impl Am {
                 Ok(()) => AmAnswer::Done,
                 Err(error) => AmAnswer::Refused(error.to_string()),
             },
+            AmCall::Revert => self.revert().await,
             AmCall::Quit if self.guest.is_some() => {
                 AmAnswer::Refused("the guest still runs: end it first (ev pvm-shutdown)".into())
             }
@@ -186,6 +187,19 @@ impl Am {
         // The caller may have hung up.
         let _ = answer.send(reply);
         stay
+    }
+
+    /// The AM does nothing else meanwhile: its guest is off, and a copy of the partner's must not begin.
+    async fn revert(&mut self) -> AmAnswer {
+        if self.vm().authority.power != ev_core::authority::Power::Off {
+            return AmAnswer::Refused("the guest is on: end it first (ev pvm-force-off)".into());
+        }
+        let reverted = self.disks.revert(&self.vm().authority.clone()).await;
+        self.act_on_disks();
+        match reverted {
+            Ok(kept_at_unix_s) => AmAnswer::Reverted { kept_at_unix_s },
+            Err(why) => AmAnswer::Refused(why),
+        }
     }
 
     /// The disks were flushed after the guest's end: now the end is on record, and the keeper told.

@@ -333,6 +333,7 @@ impl PoolState {
             AuthorityChange::Ended { .. } if vm.desired == Desired::Running => vm.desired = Desired::Shutdown,
             AuthorityChange::Ended { .. }
             | AuthorityChange::ReplicaLost { .. }
+            | AuthorityChange::Revert { .. }
             | AuthorityChange::ReplicaGood { .. } => {}
         }
         Ok(Outcome::Authority(vm.authority.clone()))

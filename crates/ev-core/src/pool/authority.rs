@@ -5,7 +5,7 @@
 //!   Off ───────────────────► On{since} ──────────────┐
 //!    ▲                        │  ▲  └────────────────┘ (same since: the guest goes on)
 //!    └────────────────────────┘  └── Start{host}: a restart or a takeover (new since)
-//!              Ended
+//!              Ended                    (Off ──Revert{host}──► Off: a person takes an older state)
 //! ```
 //!
 //! Every allowed change raises the generation by one; a refused one changes nothing.
@@ -30,6 +30,7 @@ pub(super) fn changed(vm: &Vm, change: &AuthorityChange) -> Result<Authority, Re
         }
         AuthorityChange::Start { host, clean } => start(vm, &mut record, host, clean)?,
         AuthorityChange::Ended { clean } => end(&mut record, clean)?,
+        AuthorityChange::Revert { host } => revert(vm, &mut record, host)?,
     }
     record.generation = record.generation.next();
     if let AuthorityChange::Start { .. } = change {
@@ -73,6 +74,21 @@ fn end(record: &mut Authority, clean: bool) -> Result<(), Refusal> {
     let Power::On { .. } = record.power else { return Err(Refusal::NotRunning) };
     record.power = Power::Off;
     record.clean = clean;
+    Ok(())
+}
+
+fn revert(vm: &Vm, record: &mut Authority, host: HostId) -> Result<(), Refusal> {
+    if !vm.hosts.contains(&host) {
+        return Err(Refusal::NotAHostOfTheVm);
+    }
+    if record.power != Power::Off {
+        return Err(Refusal::VmRuns(vm.name.clone()));
+    }
+    if record.holds_all_good(host) {
+        return Err(Refusal::NothingToRevert);
+    }
+    keep_only(record, host);
+    record.active = Some(host);
     Ok(())
 }
 

@@ -185,6 +185,10 @@ pub enum Refusal {
     NotAHostOfTheVm,
     #[error("that host lacks a good replica of some disk, so it can't run the VM")]
     ReplicaNotGood,
+    #[error(
+        "that host has the newest state of every disk: there is nothing to go back to; start the VM (ev pvm-start)"
+    )]
+    NothingToRevert,
     #[error("the VM has no such disk")]
     NoSuchDisk,
     #[error("the VM is not wished to run")]

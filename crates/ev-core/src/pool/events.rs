@@ -69,6 +69,13 @@ impl PoolState {
                     .map_or_else(String::new, |old| format!(", taken over from {}", self.member_name(old)));
                 (Severity::Warning, format!("started on {}{from}", self.member_name(*host)))
             }
+            AuthorityChange::Revert { host } => (
+                Severity::Warning,
+                format!(
+                    "went back to the older state on {}; what was written since is given up",
+                    self.member_name(*host)
+                ),
+            ),
             AuthorityChange::Ended { clean: true } => (Severity::Info, "ended".to_owned()),
             AuthorityChange::Ended { clean: false } => (Severity::Warning, "ended without a clean shutdown".to_owned()),
         };

@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::create;
 use super::link::LinkStream;
+use super::revert::{self, RevertError, Reverted};
 use super::spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError};
 use super::thread::{Command, Shared, Thread};
 use crate::gate::Gate;
@@ -63,6 +64,13 @@ impl Disk {
         let shared = Shared { gate, report: Arc::clone(&report), events, commands: received, wake: Arc::clone(&wake) };
         let thread = start(spec, shared)?;
         Ok(Self { commands, wake, report, thread: Some(thread) })
+    }
+
+    /// Brings a closed disk's replica back to what it held before a copy began, durably, or leaves one that only fell behind as
+    /// it lies. Either way it is a consistent older state that shares no history with the partner's. Blocks: as long
+    /// as it takes to write back what the copy had overwritten. Can be repeated after a crash in the middle.
+    pub fn revert(spec: &DiskSpec) -> Result<Reverted, RevertError> {
+        revert::revert(spec)
     }
 
     fn send(&self, command: Command) -> Result<(), CommandError> {

@@ -6,11 +6,13 @@
 mod create;
 mod handle;
 mod link;
+mod revert;
 mod spec;
 mod thread;
 
 pub use handle::{CloseError, CommandError, Disk};
 pub use link::{LinkStream, LinkTls};
+pub use revert::{RevertError, Reverted};
 pub use spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError, Verdict};
 
 /// A number that no other opening of a replica has: what an earlier one had not flushed may be gone.

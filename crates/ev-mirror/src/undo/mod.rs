@@ -169,14 +169,21 @@ pub fn discard(paths: &UndoPaths) -> Result<(), UndoError> {
 /// middle. The superblock is then to be set good with the history of the kept state, and the rest to be [`discard`]ed.
 pub fn restore(replica: &Path, paths: &UndoPaths, identity: UndoIdentity) -> Result<(), UndoError> {
     if paths.reflink.exists() {
-        std::fs::rename(&paths.reflink, replica).map_err(io_error("put back", &paths.reflink))?;
-        return sync_folder(replica).map_err(io_error("flush the folder of", replica));
+        return share_back(replica, &paths.reflink);
     }
     if !paths.file.exists() {
         return Err(UndoError::NothingKept { reflink: paths.reflink.clone(), file: paths.file.clone() });
     }
     let target = OpenOptions::new().write(true).open(replica).map_err(io_error("write", replica))?;
     file::restore(&paths.file, identity, &target, replica)
+}
+
+/// The replica shares the blocks of the reflink again. The reflink stays, so that a crash in the middle is repeated.
+fn share_back(replica: &Path, reflink: &Path) -> Result<(), UndoError> {
+    let kept = File::open(reflink).map_err(io_error("read", reflink))?;
+    let target = OpenOptions::new().write(true).open(replica).map_err(io_error("write", replica))?;
+    rustix::fs::ioctl_ficlone(&target, &kept).map_err(|errno| io_error("put back", reflink)(errno.into()))?;
+    target.sync_all().map_err(io_error("flush", replica))
 }
 
 /// The name of a file that is not whole yet.

@@ -160,14 +160,6 @@ fn begin_takes_a_reflink_where_there_is_one_and_both_ways_restore() {
     assert_eq!(std::fs::read_dir(fixture.replica.parent().unwrap()).unwrap().count(), 1);
 }
 
-#[test]
-fn a_reflink_is_put_back_by_its_name() {
-    let fixture = Fixture::new();
-    std::fs::write(&fixture.paths.reflink, b"older state").unwrap();
-    assert_eq!(fixture.restored(), b"older state");
-    assert!(!fixture.paths.reflink.exists());
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

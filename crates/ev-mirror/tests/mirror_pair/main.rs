@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use client::Client;
 use ev_core::ids::Generation;
+use ev_core::mirror::{Health, History};
 use ev_core::report::ReplicaState;
+use ev_mirror::metadata::{MetadataFile, Superblock};
 use ev_mirror::undo::{self, UndoIdentity, UndoPaths};
-use ev_mirror::{Disk, Initial};
+use ev_mirror::{Disk, DiskSpec, Initial, Reverted};
 use pair::{A, B, Pair};
 
 const SIZE_BYTES: u64 = 256 << 20;
@@ -196,17 +198,25 @@ fn the_state_before_an_interrupted_copy_can_be_had_back() {
     pair.a.kill();
     let b = pair.b.disk.take().unwrap();
     drop(b);
-    let paths = UndoPaths::beside(&pair.b.spec.replica);
-    let file = ev_mirror::metadata::MetadataFile::open(
-        &pair.b.spec.metadata,
-        (pair.b.spec.pool, pair.b.spec.vm, pair.b.spec.disk, B),
-        SIZE_BYTES,
-    );
-    let superblock = *file.unwrap().0.superblock();
-    assert_eq!(superblock.info.health, ev_core::mirror::Health::Copying);
+    let superblock = superblock_of(&pair.b.spec);
+    assert_eq!(superblock.info.health, Health::Copying);
     let kept = superblock.kept.expect("the older state was kept");
     reflink::check(kept.method);
+    // A first attempt that ends before the superblock says so.
     let identity = UndoIdentity { disk: pair.b.spec.disk, size_bytes: SIZE_BYTES, current: kept.current };
-    undo::restore(&pair.b.spec.replica, &paths, identity).unwrap();
+    undo::restore(&pair.b.spec.replica, &UndoPaths::beside(&pair.b.spec.replica), identity).unwrap();
+    assert!(matches!(Disk::revert(&pair.b.spec), Ok(Reverted::BeforeCopy { .. })));
     assert!(pair.b.bytes() == before);
+    let superblock = superblock_of(&pair.b.spec);
+    assert_eq!((superblock.info.health, superblock.info.history, superblock.kept), (Health::Good, History::NONE, None));
+    assert!(
+        matches!(Disk::revert(&pair.b.spec), Ok(Reverted::AsItLay)),
+        "again, as after a crash just before the answer"
+    );
+    assert!(pair.b.bytes() == before);
+}
+
+fn superblock_of(spec: &DiskSpec) -> Superblock {
+    let identity = (spec.pool, spec.vm, spec.disk, spec.host);
+    *MetadataFile::open(&spec.metadata, identity, spec.size_bytes).unwrap().0.superblock()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ev_api::client::{Client, escape};
 use ev_api::vm::{
-    CandidacyView, DesiredChange, DesiredState, DiskView, Done, PowerState, Protect, Verify, VerifyView, VmView,
+    CandidacyView, DesiredChange, DesiredState, DiskView, Done, PowerState, Protect, Revert, Verify, VerifyView, VmView,
 };
 use hyper::Method;
 
@@ -15,6 +15,9 @@ use crate::{terminal, wait};
 
 /// For calls that only change the record.
 const SHORT: Duration = Duration::from_secs(60);
+
+/// Writing back what a copy had overwritten.
+const REVERT: Duration = Duration::from_secs(24 * 3600);
 
 fn path(vm: &str, rest: &str) -> String {
     format!("/v1/vms/{}{rest}", escape(vm))
@@ -35,6 +38,12 @@ pub async fn dispatch(client: &Client, format: Format, command: Command) -> Resu
         Command::PvmReboot { power, force } => {
             let desired = if force { DesiredState::ForceReboot } else { DesiredState::Reboot };
             change_power(client, &power, desired).await
+        }
+        Command::PvmRevert { vm, host, give_up_newer_writes } => {
+            let request = Revert { host, give_up_newer_writes };
+            let done: Done = client.json(Method::POST, &path(&vm, "/revert"), Some(&request), REVERT).await?;
+            super::host::print_notes(&done);
+            Ok(())
         }
         Command::PvmShow { vm } => show(client, format, &vm).await,
         Command::PvmSync { vm, wait } => sync(client, format, &vm, wait).await,

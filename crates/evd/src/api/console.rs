@@ -100,6 +100,9 @@ pub async fn verify_here(
         AmAnswer::Done => {
             Ok(Json(VerifyView { message: "begun; ev disk-show has the progress and the result".to_owned() }))
         }
+        AmAnswer::Reverted { .. } => {
+            Err(internal("asking the VM's Availability Manager", &"an answer out of turn").into())
+        }
         AmAnswer::Status(report) => Ok(Json(VerifyView { message: report.troubles.join("; ") })),
     }
 }

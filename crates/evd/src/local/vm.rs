@@ -195,7 +195,7 @@ impl Work {
                 Ok(AmAnswer::Refused(why)) => {
                     tracing::warn!(vm = %self.id, why, "the AM of a VM that left is still busy")
                 }
-                Ok(AmAnswer::Done | AmAnswer::Status(_)) => {}
+                Ok(AmAnswer::Done | AmAnswer::Status(_) | AmAnswer::Reverted { .. }) => {}
                 Err(error) => tracing::debug!(vm = %self.id, %error, "the AM of a VM that left does not answer"),
             }
             return false;

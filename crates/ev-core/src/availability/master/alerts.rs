@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::Master;
 use super::hosts::{HostView, Path};
 use crate::authority::Power;
+use crate::ids::HostId;
 use crate::pool::{Alert, Command, Member, MemberKind, PoolState, Severity};
 use crate::report::{EndCause, GuestState};
 use crate::time::Instant;
-use crate::vm::{Level, Vm};
+use crate::vm::{Desired, Level, Vm};
 
 /// Failures in a row from which on a guest's restarts are an alert.
 const FAILURES_WORTH_AN_ALERT: u32 = 3;
@@ -36,7 +37,7 @@ impl Master {
     pub(super) fn settle_alerts(&self, now: Instant, unix_ms: u64, state: &PoolState, out: &mut Vec<Command>) {
         let mut wanted = Wanted { unix_ms, alerts: Alerts::new() };
         self.alerts_of_members(now, state, &mut wanted);
-        self.alerts_of_vms(state, &mut wanted);
+        self.alerts_of_vms(now, state, &mut wanted);
         let wanted = wanted.alerts;
         for (key, alert) in &wanted {
             let stands =
@@ -78,13 +79,16 @@ impl Master {
         }
     }
 
-    fn alerts_of_vms(&self, state: &PoolState, wanted: &mut Wanted) {
+    fn alerts_of_vms(&self, now: Instant, state: &PoolState, wanted: &mut Wanted) {
         for vm in state.vms.values() {
             if let Some(text) = self.failing(vm) {
                 let action = "see ev pvm-show and the log of QEMU on its host";
                 wanted.add(format!("vm-failing/{}", vm.id), Severity::Error, &vm.name, text, action);
             }
-            if let Some(text) = without_redundancy(vm, state) {
+            if let Some(text) = self.stranded(now, vm, state) {
+                let action = "bring that host back; only if it is lost for good, and with it what was written last: ev pvm-revert";
+                wanted.add(format!("vm-stranded/{}", vm.id), Severity::Error, &vm.name, text, action);
+            } else if let Some(text) = without_redundancy(vm, state) {
                 let action =
                     "bring the other host or its disk back; the copy then runs by itself (ev pvm-sync shows it)";
                 wanted.add(format!("vm-simplex/{}", vm.id), Severity::Warning, &vm.name, text, action);
@@ -123,6 +127,23 @@ impl Master {
             | GuestState::Paused { .. } => "the reason of the last time is in the events",
         };
         (failures >= FAILURES_WORTH_AN_ALERT && ended).then(|| format!("it ended {failures} times in a row: {why}"))
+    }
+
+    /// Why a guest that is to run can't: those who have the newest state of its disks are away.
+    fn stranded(&self, now: Instant, vm: &Vm, state: &PoolState) -> Option<String> {
+        let dead = |host: HostId| self.host_view(now, host, state) == HostView::Dead;
+        let wished = matches!(vm.desired, Desired::Running | Desired::Reboot | Desired::ForceReboot);
+        let holders: Vec<HostId> = vm.hosts.iter().copied().filter(|host| vm.authority.holds_all_good(*host)).collect();
+        if !wished || vm.level == Level::Unprotected || !holders.iter().all(|host| dead(*host)) {
+            return None;
+        }
+        let names: Vec<String> = holders.iter().map(|host| state.member_name(*host)).collect();
+        Some(match names.as_slice() {
+            [] => "it can't run: no single host has the newest state of all its disks".to_owned(),
+            names => {
+                format!("it can't run: the newest state of its disks is on {}, which is down", names.join(" and "))
+            }
+        })
     }
 
     fn troubles(&self, vm: &Vm) -> Vec<String> {

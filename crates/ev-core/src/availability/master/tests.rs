@@ -314,3 +314,24 @@ fn a_silent_network_and_a_silent_quorum_server_are_alerts_until_they_are_heard()
     assert_eq!(alerts(&mut master, 8_200, 8_300, &[0, 1, 2], &[]), [""; 0]);
     assert_eq!(alerts(&mut master, 8_300, 20_000, &[], &[]), [format!("host-down/{H1}")], "one alert, not four");
 }
+
+#[test]
+fn a_guest_whose_newest_state_is_on_a_dead_host_is_an_alert_until_that_host_is_back() {
+    let mut bench = Bench::running();
+    bench.state.must(bench.state.change(1, AuthorityChange::ReplicaLost { disk: disk_id(1, 0), host: H2 }));
+    let stranded = |bench: &mut Bench| {
+        let mut out = Vec::new();
+        bench.master.tick(at(bench.now_ms), 0, &bench.state, &mut out);
+        let key = format!("vm-stranded/{}", vm_id(1));
+        out.iter().any(|command| matches!(command, Command::AlertRaise { key: raised, .. } if *raised == key))
+    };
+    assert_eq!(bench.pass(1_000), []);
+    assert!(!stranded(&mut bench), "it runs");
+    bench.beating = vec![H2];
+    bench.reporting.clear();
+    assert_eq!(bench.pass(5_000), [], "nobody else may start it");
+    assert!(stranded(&mut bench));
+    bench.beating = vec![H1, H2];
+    assert_eq!(bench.pass(1_000), []);
+    assert!(!stranded(&mut bench));
+}

@@ -124,6 +124,32 @@ fn an_unclean_end_is_remembered_while_the_guest_is_off() {
 }
 
 #[test]
+fn an_older_state_counts_only_while_the_guest_is_off_and_only_where_the_newest_is_not() {
+    let revert = |host| AuthorityChange::Revert { host };
+    let mut state = running();
+    state.must(state.change(1, LOST(H2)));
+    assert!(matches!(state.must_refuse(state.change(1, revert(H2))), Refusal::VmRuns(_)));
+    state.must(Command::VmDesire { id: vm_id(1), desired: Desired::ForceOff });
+    state.must(state.change(1, AuthorityChange::Ended { clean: false }));
+    assert_eq!(state.must_refuse(state.change(1, revert(MemberId(9)))), Refusal::NotAHostOfTheVm);
+    assert_eq!(state.must_refuse(state.change(1, revert(H1))), Refusal::NothingToRevert);
+    let before = state.generation(1);
+    state.must(state.change(1, revert(H2)));
+    let record = state.record(1);
+    assert_eq!((record.generation, record.active, record.standby), (before.next(), Some(H2), None));
+    assert!(record.good.values().all(|good| *good == [H2].into()), "the newer replica counts no more: {record:?}");
+    assert_eq!(record.power, Power::Off);
+    let last = state.events.back().expect("it is an event");
+    assert!(last.text.contains("given up"), "{last:?}");
+    state.must(Command::VmDesire { id: vm_id(1), desired: Desired::Running });
+    assert_eq!(
+        state.must_refuse(state.change(1, AuthorityChange::Start { host: H1, clean: true })),
+        Refusal::ReplicaNotGood
+    );
+    state.must(state.change(1, AuthorityChange::Start { host: H2, clean: true }));
+}
+
+#[test]
 fn what_is_off_does_not_end() {
     let mut state = protected();
     let ended = AuthorityChange::Ended { clean: true };
