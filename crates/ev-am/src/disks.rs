@@ -247,8 +247,8 @@ impl Disks {
     }
 
     /// Compares both replicas of each disk.
-    pub fn verify(&self, repair: bool) -> Result<(), ev_mirror::CommandError> {
-        self.slots.iter().filter_map(Slot::disk).try_for_each(|disk| disk.verify(repair))
+    pub fn verify(&self, repair: bool, bytes_per_s: Option<u64>) -> Result<(), ev_mirror::CommandError> {
+        self.slots.iter().filter_map(Slot::disk).try_for_each(|disk| disk.verify(repair, bytes_per_s))
     }
 
     pub fn set_copy_rate_limit(&self, bytes_per_second: Option<u64>) {
@@ -296,6 +296,7 @@ impl Slot {
             local: ReplicaState::Failed,
             partner: None,
             copy: None,
+            comparison: None,
             read_bytes: 0,
             write_bytes: 0,
             trouble: Some(why.to_owned()),

@@ -108,6 +108,17 @@ pub struct TokenCreated {
     pub token: String,
 }
 
+/// `GET /v1/settings`, and `PUT` with those that are to change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsView {
+    /// Both replicas of each disk are compared in the background this often, in seconds; 0: never.
+    #[serde(default)]
+    pub scrub_interval_s: Option<u64>,
+    /// Most bytes per second that a copy moves; 0: no limit.
+    #[serde(default)]
+    pub copy_rate_limit_bytes: Option<u64>,
+}
+
 /// `POST /v1/quorum-servers`: takes in a quorum server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuorumAdd {

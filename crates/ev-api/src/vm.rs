@@ -199,9 +199,24 @@ pub struct DiskView {
     /// Whether as many replicas are good as the level asks for.
     pub in_sync: bool,
     pub copy: Option<CopyView>,
+    /// None since this disk was mirrored, or it has one replica.
+    pub comparison: Option<ComparisonView>,
     pub read_bytes: u64,
     pub write_bytes: u64,
     pub trouble: Option<String>,
+}
+
+/// A comparison of both replicas: under way, or the last one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComparisonView {
+    pub running: bool,
+    pub total_bytes: u64,
+    pub compared_bytes: u64,
+    pub different_bytes: u64,
+    pub repaired_bytes: u64,
+    /// Whether it got to the end.
+    pub complete: bool,
+    pub ended: Option<jiff::Timestamp>,
 }
 
 /// `POST /v1/vms/{vm}/verify`.

@@ -12,5 +12,6 @@ pub mod ids;
 pub mod mirror;
 pub mod pool;
 pub mod report;
+pub mod scrub;
 pub mod time;
 pub mod vm;

@@ -78,6 +78,19 @@ pub struct CopyProgress {
     pub left_s: Option<u64>,
 }
 
+/// A comparison of both replicas: under way, or the last one since this AM started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    pub total_bytes: u64,
+    pub compared_bytes: u64,
+    pub different_bytes: u64,
+    pub repaired_bytes: u64,
+    /// When it ended, in milliseconds since 1970; `None` while it is under way.
+    pub ended_unix_ms: Option<u64>,
+    /// Whether it got to the end; not so when the link broke, a replica failed, or the replicas were not in step to begin with.
+    pub complete: bool,
+}
+
 /// One disk in a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReport {
@@ -87,6 +100,7 @@ pub struct DiskReport {
     pub partner: Option<ReplicaState>,
     /// The copy under way, or the last one since this AM started (then `done_bytes == total_bytes`).
     pub copy: Option<CopyProgress>,
+    pub comparison: Option<Comparison>,
     /// Counters since this AM started.
     pub read_bytes: u64,
     pub write_bytes: u64,

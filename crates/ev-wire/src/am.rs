@@ -81,8 +81,8 @@ pub enum AmCall {
     Vm(Box<Vm>),
     /// The present report.
     Status,
-    /// Compare both replicas of all disks, and repair from the good side if `repair`.
-    Verify { repair: bool },
+    /// Compare both replicas of all disks, at most so many bytes a second each, and repair from the good side if `repair`.
+    Verify { repair: bool, bytes_per_s: Option<u64> },
     /// Bring this host's replicas back to the older state that was kept of them. Refused while the guest is on.
     Revert,
     /// Stop serving and exit. The guest must have ended; refused otherwise.

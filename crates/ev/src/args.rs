@@ -53,6 +53,16 @@ pub enum Command {
     },
     /// Show the pool: members, master, what it survives, alerts
     PoolShow,
+    /// Show the pool's settings, or change those that are given
+    #[command(after_help = "Example:\n  ev pool-set --copy-rate 100M --scrub-interval 14d")]
+    PoolSet {
+        /// Most bytes per second that a copy moves (K, M, G); 0 for no limit
+        #[arg(long, value_name = "BYTES", value_parser = rate)]
+        copy_rate: Option<u64>,
+        /// Compare both replicas of each disk in the background this often (s, m, h, d); 0 for never
+        #[arg(long, value_name = "TIME", value_parser = interval)]
+        scrub_interval: Option<u64>,
+    },
     /// Remember a pool on this machine, for use without a local evd
     #[command(after_help = "Example:\n  ev login 10.0.0.1 --token EKA1-…")]
     Login {
@@ -319,6 +329,29 @@ pub struct Hardware {
     pub start: bool,
 }
 
+/// A time such as `12h`, in seconds.
+fn interval(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a time: give a number with s, m, h or d, such as 7d, or 0");
+    if text == "0" {
+        return Ok(0);
+    }
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let seconds = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).ok_or_else(wrong)
+}
+
+/// Like [`size`], but it may be 0.
+fn rate(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { size(text) }
+}
+
 /// A size such as `20G`: a number of bytes, or with K, M, G or T of KiB, MiB, GiB or TiB.
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size: give a number with K, M, G or T, such as 20G");
@@ -357,6 +390,16 @@ mod tests {
         assert_eq!(size("1mib"), Ok(1 << 20));
         for bad in ["", "G", "0", "1X", "-1G", "99999999999T", "1.5G"] {
             assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(interval("0"), Ok(0));
+        assert_eq!(interval("90s"), Ok(90));
+        assert_eq!(interval("7d"), Ok(604_800));
+        for bad in ["", "d", "7", "-1h", "1w", "1.5h"] {
+            assert!(interval(bad).is_err(), "{bad}");
         }
     }
 

@@ -49,6 +49,9 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
             let client = connect::client(global)?;
             match other {
                 Command::PoolShow => pool::show(&client, format).await,
+                Command::PoolSet { copy_rate, scrub_interval } => {
+                    pool::set(&client, format, copy_rate, scrub_interval).await
+                }
                 Command::TokenCreate => pool::token_create(&client, format).await,
                 Command::HostToken { valid } => host::token(&client, format, valid).await,
                 Command::HostRemove { host, force } => host::remove(&client, &host, force).await,

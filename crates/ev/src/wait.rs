@@ -71,6 +71,30 @@ pub async fn in_sync(client: &Client, vm: &str, wait: Wait, format: Format) -> R
     result
 }
 
+/// Until a comparison of every disk has ended that had not before, with a bar; the disks then.
+pub async fn compared(
+    client: &Client,
+    vm: &str,
+    before: &[DiskView],
+    wait: Wait,
+    format: Format,
+) -> Result<Vec<DiskView>, Failure> {
+    let bar = progress::bytes(format, 0, vm);
+    let mut disks = Vec::new();
+    let result = until(client, vm, wait, &format!("comparison of {vm}"), |view| {
+        let comparisons = view.disks.iter().filter_map(|disk| disk.comparison.as_ref());
+        bar.set_length(view.disks.iter().map(|disk| disk.size_bytes).sum());
+        bar.set_position(comparisons.map(|comparison| comparison.compared_bytes).sum());
+        let ended = |disk: &DiskView| disk.comparison.as_ref().and_then(|comparison| comparison.ended);
+        let old = |disk: &DiskView| before.iter().find(|old| old.uuid == disk.uuid).and_then(ended);
+        disks.clone_from(&view.disks);
+        Ok(view.disks.iter().all(|disk| ended(disk).is_some() && ended(disk) != old(disk)))
+    })
+    .await;
+    bar.finish_and_clear();
+    result.map(|()| disks)
+}
+
 fn copied(disk: &DiskView) -> (u64, u64) {
     match &disk.copy {
         Some(copy) if copy.running => (copy.done_bytes, copy.total_bytes),

@@ -34,6 +34,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/tokens", post(pool::admin_token))
         .route("/v1/tokens/host", post(pool::host_token))
         .route("/v1/networks", get(pool::networks).post(pool::network_add))
+        .route("/v1/settings", get(pool::settings).put(pool::settings_set))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{host}", delete(hosts::remove))
         .route("/v1/quorum-servers", post(hosts::quorum_add))

@@ -19,6 +19,7 @@ mod master;
 mod member;
 mod peer;
 mod proxy;
+mod scrub;
 mod status;
 mod upkeep;
 mod view;
@@ -76,6 +77,7 @@ async fn run(config: config::Config) -> anyhow::Result<()> {
     http::serve_local(&socket, api::router(Arc::clone(&app)))
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
     upkeep::take_up(&app).await?;
+    tokio::spawn(scrub::run(Arc::clone(&app)));
     tracing::info!(host = %app.config.name, socket = %socket.display(), "evd is up");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -148,10 +148,6 @@ impl Am {
                 self.troubles.note(disk, text);
                 Stay::Yes
             }
-            DiskEvent::Verified { disk, verdict } => {
-                tracing::info!(%disk, ?verdict, "both replicas were compared");
-                Stay::Yes
-            }
         }
     }
 
@@ -171,7 +167,7 @@ impl Am {
             }
             AmCall::Vm(_) => AmAnswer::Refused("this AM belongs to another VM".into()),
             AmCall::Status => AmAnswer::Status(Box::new(self.report())),
-            AmCall::Verify { repair } => match self.disks.verify(repair) {
+            AmCall::Verify { repair, bytes_per_s } => match self.disks.verify(repair, bytes_per_s) {
                 Ok(()) => AmAnswer::Done,
                 Err(error) => AmAnswer::Refused(error.to_string()),
             },

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::authority;
 use super::command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 use super::state::{
-    ADMIN_TOKENS_MAX, ALERTS_MAX, Alert, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX, Network,
-    PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
+    ADMIN_TOKENS_MAX, ALERTS_MAX, Alert, Compared, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX,
+    Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
 };
 use crate::authority::{Authority, AuthorityChange, Power};
-use crate::ids::{Generation, HostId, MemberId, NetworkId, VmId};
+use crate::ids::{DiskId, Generation, HostId, MemberId, NetworkId, VmId};
 use crate::vm::{DISKS_MAX, Desired, Level, NICS_MAX, SECTOR_BYTES, Vm, VmConfig};
 
 /// Longest name of anything, in bytes.
@@ -50,7 +50,15 @@ impl PoolState {
             Command::VmDelete { id } => self.delete_vm(id),
             Command::VmDesire { id, desired } => self.desire(id, desired),
             Command::VmPlace { id, level, hosts } => self.place(id, level, hosts),
-            Command::VmAuthority { id, if_generation, change } => self.change_authority(id, if_generation, &change),
+            Command::VmAuthority { id, if_generation, change } => {
+                let outcome = self.change_authority(id, if_generation, &change)?;
+                if let AuthorityChange::ReplicaGood { disk, .. } = change {
+                    let in_step = Compared { unix_ms, compared_bytes: 0, different_bytes: 0, repaired_bytes: 0 };
+                    self.compared.entry(disk).or_insert(in_step);
+                }
+                Ok(outcome)
+            }
+            Command::DiskCompared { vm, disk, outcome } => self.disk_compared(unix_ms, vm, disk, outcome),
             Command::EventAdd { severity, object, text } => {
                 self.add_event(unix_ms, severity, object, text);
                 Ok(Outcome::Done)
@@ -284,6 +292,9 @@ impl PoolState {
         if vm.authority.power != Power::Off || vm.desired == Desired::Running {
             return Err(Refusal::VmRuns(vm.name.clone()));
         }
+        for disk in &vm.config.disks {
+            self.compared.remove(&disk.id);
+        }
         self.vms.remove(&id);
         Ok(Outcome::Done)
     }
@@ -337,6 +348,27 @@ impl PoolState {
             | AuthorityChange::ReplicaGood { .. } => {}
         }
         Ok(Outcome::Authority(vm.authority.clone()))
+    }
+
+    fn disk_compared(&mut self, unix_ms: u64, vm: VmId, disk: DiskId, outcome: Compared) -> Result<Outcome, Refusal> {
+        let vm = self.vms.get(&vm).ok_or(Refusal::NoSuchVm)?;
+        let index = vm.config.disks.iter().position(|config| config.id == disk).ok_or(Refusal::NoSuchDisk)?;
+        if self.compared.get(&disk).is_some_and(|last| last.unix_ms >= outcome.unix_ms) {
+            return Ok(Outcome::Done);
+        }
+        let name = vm.name.clone();
+        self.compared.insert(disk, outcome);
+        let Compared { compared_bytes, different_bytes, repaired_bytes, .. } = outcome;
+        let (severity, text) = if different_bytes == 0 {
+            (Severity::Info, format!("both replicas are alike ({compared_bytes} bytes compared)"))
+        } else {
+            let text = format!(
+                "the replicas differed in {different_bytes} of {compared_bytes} bytes; {repaired_bytes} were repaired"
+            );
+            (Severity::Warning, text)
+        };
+        self.add_event(unix_ms, severity, name, format!("disk {index}: {text}"));
+        Ok(Outcome::Done)
     }
 
     pub(super) fn add_event(&mut self, unix_ms: u64, severity: Severity, object: String, text: String) {

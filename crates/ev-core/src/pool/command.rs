@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{Alert, Member, Network, PoolInfo, Settings, Severity, Token};
+use super::state::{Alert, Compared, Member, Network, PoolInfo, Settings, Severity, Token};
 use crate::authority::{Authority, AuthorityChange};
 use crate::ids::{DiskId, Generation, HostId, MemberId, NetworkId, VmId};
 use crate::vm::{Desired, Level, VmConfig};
@@ -92,6 +92,12 @@ pub enum Command {
         id: VmId,
         if_generation: Generation,
         change: AuthorityChange,
+    },
+    /// Both replicas of a disk were compared. One that ended no later than the last is known already.
+    DiskCompared {
+        vm: VmId,
+        disk: DiskId,
+        outcome: Compared,
     },
     EventAdd {
         severity: Severity,

@@ -38,6 +38,7 @@ impl PoolState {
             Command::VmAuthority { id, change, .. } => self.vms.get(id).map(|vm| self.authority_note(vm, change)),
             // Events and alerts record themselves; tokens and settings leave no trace that a person would look for here.
             Command::EventAdd { .. }
+            | Command::DiskCompared { .. }
             | Command::AlertRaise { .. }
             | Command::AlertClear { .. }
             | Command::AdminTokenAdd { .. }

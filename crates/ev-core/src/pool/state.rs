@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{HostId, MemberId, NetworkId, PoolId, VmId};
+use crate::ids::{DiskId, HostId, MemberId, NetworkId, PoolId, VmId};
 use crate::vm::Vm;
 
 /// Most members of a pool; one more is refused.
@@ -43,6 +43,9 @@ pub struct PoolState {
     pub events: VecDeque<Arc<Event>>,
     /// The number that the next event gets.
     pub next_event: u64,
+    /// When the replicas of each disk were last compared as a whole, and what came of it.
+    #[serde(default)]
+    pub compared: BTreeMap<DiskId, Compared>,
     /// Active alerts, by their key.
     pub alerts: BTreeMap<String, Alert>,
 }
@@ -132,6 +135,13 @@ pub struct Settings {
     pub heartbeat_ms: u64,
     /// Most bytes per second that a copy moves; 0: no limit.
     pub copy_rate_limit_bytes: u64,
+    /// Both replicas of each disk are compared in the background this often, in seconds; 0: never.
+    #[serde(default = "weekly")]
+    pub scrub_interval_s: u64,
+}
+
+fn weekly() -> u64 {
+    7 * 24 * 3600
 }
 
 impl Default for Settings {
@@ -144,8 +154,20 @@ impl Default for Settings {
             detection_ms: 500,
             heartbeat_ms: 100,
             copy_rate_limit_bytes: 0,
+            scrub_interval_s: weekly(),
         }
     }
+}
+
+/// Outcome of a comparison of both replicas that got to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// When it ended.
+    pub unix_ms: u64,
+    /// 0: there was none yet; a copy had brought them in step then.
+    pub compared_bytes: u64,
+    pub different_bytes: u64,
+    pub repaired_bytes: u64,
 }
 
 /// How much an event or alert matters.

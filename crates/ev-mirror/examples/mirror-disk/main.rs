@@ -126,10 +126,7 @@ fn coordinator(side: &Side) -> Result<()> {
                 Err(error) => eprintln!("coordinator: {error:#}"),
             },
             DiskEvent::LinkUp { .. } => linked = Instant::now(),
-            DiskEvent::ReplicaLost { .. }
-            | DiskEvent::ReplicaGood { .. }
-            | DiskEvent::Trouble { .. }
-            | DiskEvent::Verified { .. } => {}
+            DiskEvent::ReplicaLost { .. } | DiskEvent::ReplicaGood { .. } | DiskEvent::Trouble { .. } => {}
         }
     }
     Ok(())

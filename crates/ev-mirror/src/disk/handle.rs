@@ -97,10 +97,10 @@ impl Disk {
         self.report.lock().expect("a report is only copied under the lock").clone()
     }
 
-    /// Compares both replicas by hash, and repairs the partner's from the good side if `repair`. The end is told by
-    /// [`DiskEvent::Verified`].
-    pub fn verify(&self, repair: bool) -> Result<(), CommandError> {
-        self.send(Command::Verify { repair })
+    /// Compares both replicas by hash, at most so many bytes a second, and repairs the partner's from the good side if `repair`.
+    /// [`Disk::report`] has the progress and the outcome.
+    pub fn verify(&self, repair: bool, bytes_per_s: Option<u64>) -> Result<(), CommandError> {
+        self.send(Command::Verify { repair, bytes_per_s })
     }
 
     /// Most bytes per second that a copy looks at or moves, from now on.
@@ -178,6 +178,7 @@ fn first_report(spec: &DiskSpec) -> DiskReport {
         local: ReplicaState::Stale,
         partner: None,
         copy: None,
+        comparison: None,
         read_bytes: 0,
         write_bytes: 0,
         trouble: None,

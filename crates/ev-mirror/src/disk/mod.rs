@@ -13,7 +13,7 @@ mod thread;
 pub use handle::{CloseError, CommandError, Disk};
 pub use link::{LinkStream, LinkTls};
 pub use revert::{RevertError, Reverted};
-pub use spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError, Verdict};
+pub use spec::{CreateError, DiskEvent, DiskRole, DiskSpec, Initial, OpenError};
 
 /// A number that no other opening of a replica has: what an earlier one had not flushed may be gone.
 fn instance() -> u64 {

@@ -73,18 +73,6 @@ pub enum DiskEvent {
     LinkUp { disk: DiskId },
     /// Something that a person should know; the text says what to do.
     Trouble { disk: DiskId, text: String },
-    /// A comparison asked for by [`super::Disk::verify`] has ended.
-    Verified { disk: DiskId, verdict: Verdict },
-}
-
-/// Outcome of a comparison of both replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    pub compared_bytes: u64,
-    pub different_bytes: u64,
-    pub repaired_bytes: u64,
-    /// Whether it got to the end; not so when the link broke or a replica failed.
-    pub complete: bool,
 }
 
 /// Why a disk was not created. Nothing that was there before is changed.

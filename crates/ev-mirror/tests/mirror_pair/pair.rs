@@ -201,8 +201,7 @@ impl Pair {
                 | DiskEvent::ReplicaGood { .. }
                 | DiskEvent::LinkDown { .. }
                 | DiskEvent::LinkUp { .. }
-                | DiskEvent::Trouble { .. }
-                | DiskEvent::Verified { .. } => continue,
+                | DiskEvent::Trouble { .. } => continue,
             };
             self.generation = self.generation.next();
             self.commit();

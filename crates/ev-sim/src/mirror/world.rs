@@ -503,7 +503,7 @@ impl World {
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
         if let Some(process) = process.as_mut().filter(|process| process.coordinator().is_some()) {
-            process.tell(now, disk, Input::Verify { repair });
+            process.tell(now, disk, Input::Verify { repair, bytes_per_s: None });
         }
         self.after(place);
     }

@@ -2,12 +2,19 @@
 
 use ev_api::client::Client;
 use ev_api::library::LibraryView;
-use ev_api::pool::{MemberKind, NetworkAdd, NetworkView, PoolCreate, PoolCreated, PoolView, TokenCreate, TokenCreated};
+use ev_api::pool::{
+    MemberKind, NetworkAdd, NetworkView, PoolCreate, PoolCreated, PoolView, SettingsView, TokenCreate, TokenCreated,
+};
+
+use hyper::Method;
 
 use crate::args::{Format, Global};
 use crate::connect::{self, Remembered};
 use crate::exit::Failure;
 use crate::output::{self, facts, or_dash, table, word, yes_no};
+
+/// For calls that only change the pool state.
+const SHORT: std::time::Duration = std::time::Duration::from_secs(60);
 
 pub async fn create(global: &Global, name: String) -> Result<(), Failure> {
     let created: PoolCreated = connect::local(global).post("/v1/pool", &PoolCreate { name }).await?;
@@ -77,6 +84,36 @@ pub async fn show(client: &Client, format: Format) -> Result<(), Failure> {
         }
         text
     })
+}
+
+pub async fn set(
+    client: &Client,
+    format: Format,
+    copy_rate_limit_bytes: Option<u64>,
+    scrub_interval_s: Option<u64>,
+) -> Result<(), Failure> {
+    let change = SettingsView { scrub_interval_s, copy_rate_limit_bytes };
+    let settings: SettingsView = if change == SettingsView::default() {
+        client.get("/v1/settings").await?
+    } else {
+        client.json(Method::PUT, "/v1/settings", Some(&change), SHORT).await?
+    };
+    output::show(format, &settings, |settings| {
+        let rate = settings.copy_rate_limit_bytes.filter(|rate| *rate > 0);
+        let interval = settings.scrub_interval_s.filter(|seconds| *seconds > 0);
+        facts([
+            ("Copies", rate.map_or("no limit".to_owned(), |rate| format!("at most {} a second", output::bytes(rate)))),
+            ("Comparisons", interval.map_or("only on demand".to_owned(), every)),
+        ])
+    })
+}
+
+fn every(seconds: u64) -> String {
+    match seconds {
+        seconds if seconds.is_multiple_of(86_400) => format!("every {} days", seconds / 86_400),
+        seconds if seconds.is_multiple_of(3_600) => format!("every {} hours", seconds / 3_600),
+        seconds => format!("every {seconds} seconds"),
+    }
 }
 
 pub async fn token_create(client: &Client, format: Format) -> Result<(), Failure> {

@@ -172,7 +172,7 @@ async fn disks(client: &Client, format: Format, vm: Option<&str>) -> Result<(), 
 
 fn disk_table(disks: &[DiskView]) -> String {
     table(
-        ["VM", "DISK", "SIZE", "REPLICAS", "IN SYNC", "COPY"],
+        ["VM", "DISK", "SIZE", "REPLICAS", "IN SYNC", "COPY", "COMPARED"],
         disks.iter().map(|disk| {
             let replicas: Vec<String> = disk
                 .replicas
@@ -189,6 +189,7 @@ fn disk_table(disks: &[DiskView]) -> String {
                 replicas.join("\n"),
                 yes_no(disk.in_sync),
                 copy_text(disk),
+                comparison_text(disk),
             ]
         }),
     )
@@ -206,11 +207,39 @@ fn copy_text(disk: &DiskView) -> String {
 }
 
 async fn verify(client: &Client, format: Format, vm: &str, repair: bool, wait: Wait) -> Result<(), Failure> {
-    let timeout = Duration::from_secs(wait.timeout);
-    let result: VerifyView = client.json(Method::POST, &path(vm, "/verify"), Some(&Verify { repair }), timeout).await?;
-    output::show(format, &result, |result| result.message.clone())?;
-    if wait.wait && repair {
-        wait::in_sync(client, vm, wait, format).await?;
+    let before: Vec<DiskView> = client.get(&path(vm, "/disks")).await?;
+    let result: VerifyView = client.json(Method::POST, &path(vm, "/verify"), Some(&Verify { repair }), SHORT).await?;
+    if !wait.wait {
+        return output::show(format, &result, |result| result.message.clone());
     }
-    Ok(())
+    let disks = wait::compared(client, vm, &before, wait, format).await?;
+    output::show(format, &disks, |disks| disks.iter().map(compared_line).collect::<Vec<_>>().join("\n"))?;
+    let alike = |disk: &DiskView| {
+        let comparison = disk.comparison.as_ref();
+        comparison.is_some_and(|one| one.complete && one.different_bytes <= one.repaired_bytes)
+    };
+    if disks.iter().all(alike) {
+        return Ok(());
+    }
+    Err(Failure::local(format!("the replicas of {vm} are not known to be alike"))
+        .hint("ev pvm-sync shows whether they are in step; --repair makes the other replica like the active host's"))
+}
+
+fn compared_line(disk: &DiskView) -> String {
+    format!("disk {}: {}", disk.index, comparison_text(disk))
+}
+
+fn comparison_text(disk: &DiskView) -> String {
+    let Some(comparison) = &disk.comparison else { return "-".to_owned() };
+    let done = bytes(comparison.compared_bytes);
+    let of = bytes(comparison.total_bytes);
+    match (comparison.ended, comparison.complete) {
+        (None, _) => format!("{done} of {of} compared"),
+        (Some(_), false) => format!("stopped after {done} of {of}"),
+        (Some(at), true) if comparison.different_bytes == 0 => format!("alike, {}", output::time(at)),
+        (Some(at), true) => {
+            let (different, repaired) = (bytes(comparison.different_bytes), bytes(comparison.repaired_bytes));
+            format!("{different} differed, {repaired} repaired, {}", output::time(at))
+        }
+    }
 }

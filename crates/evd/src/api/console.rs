@@ -94,7 +94,8 @@ pub async fn verify_here(
     Body(verify): Body<Verify>,
 ) -> Answer<VerifyView> {
     let socket = files::am_socket(&app.vm_run(VmId(vm)));
-    let answer = process::call(&socket, &AmCall::Verify { repair: verify.repair }, VERIFY_TIMEOUT).await;
+    let answer =
+        process::call(&socket, &AmCall::Verify { repair: verify.repair, bytes_per_s: None }, VERIFY_TIMEOUT).await;
     match answer.map_err(|error| internal("asking the VM's Availability Manager", &error))? {
         AmAnswer::Refused(why) => Err(ApiError::new(ErrorCode::Refused, why).into()),
         AmAnswer::Done => {

@@ -7,12 +7,12 @@ use axum::Json;
 use axum::extract::State;
 use ev_api::pool::{
     JoinPool, JoinToken, JoinTokenRequest, JoinedPool, MemberKind, MemberView, NetworkAdd, NetworkView, PoolCreate,
-    PoolCreated, PoolView, TokenCreate, TokenCreated,
+    PoolCreated, PoolView, SettingsView, TokenCreate, TokenCreated,
 };
 use ev_api::token::{AdminToken, JoinTokenText};
 use ev_api::{ApiError, ErrorCode};
 use ev_core::ids::NetworkId;
-use ev_core::pool::{self, Command, Network, PoolState, Token, TokenPurpose};
+use ev_core::pool::{self, Command, Network, PoolState, Settings, Token, TokenPurpose};
 use ev_pool::VoterRole;
 use uuid::Uuid;
 
@@ -124,6 +124,26 @@ pub async fn admin_token(State(app): State<Arc<App>>, Body(_): Body<TokenCreate>
     let token = AdminToken { fingerprint, secret: found::secret() };
     member.propose(Command::AdminTokenAdd { hash: auth::hash(&token.secret) }).await?;
     Ok(Json(TokenCreated { token: token.to_string() }))
+}
+
+pub async fn settings(State(app): State<Arc<App>>) -> Answer<SettingsView> {
+    Ok(Json(settings_view(&app.member()?.state().settings)))
+}
+
+fn settings_view(settings: &Settings) -> SettingsView {
+    SettingsView {
+        scrub_interval_s: Some(settings.scrub_interval_s),
+        copy_rate_limit_bytes: Some(settings.copy_rate_limit_bytes),
+    }
+}
+
+pub async fn settings_set(State(app): State<Arc<App>>, Body(request): Body<SettingsView>) -> Answer<SettingsView> {
+    let member = app.member()?;
+    let mut settings = member.state().settings;
+    settings.scrub_interval_s = request.scrub_interval_s.unwrap_or(settings.scrub_interval_s);
+    settings.copy_rate_limit_bytes = request.copy_rate_limit_bytes.unwrap_or(settings.copy_rate_limit_bytes);
+    member.propose(Command::SettingsSet { settings }).await?;
+    Ok(Json(settings_view(&settings)))
 }
 
 pub async fn networks(State(app): State<Arc<App>>) -> Answer<Vec<NetworkView>> {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::time;
 use ev_api::library::LibraryView;
 use ev_api::vm::{
-    BootSpec, CopyView, DesiredState, DiskReplica, DiskView, Health, NicView, PowerState, ReplicaView, VmView,
+    BootSpec, ComparisonView, CopyView, DesiredState, DiskReplica, DiskView, Health, NicView, PowerState, ReplicaView,
+    VmView,
 };
 use ev_core::authority::Power;
 use ev_core::ids::{DiskId, HostId};
-use ev_core::pool::PoolState;
-use ev_core::report::{AmReport, CopyProgress, DiskReport, GuestState, ReplicaState};
+use ev_core::pool::{Compared, PoolState};
+use ev_core::report::{AmReport, Comparison, CopyProgress, DiskReport, GuestState, ReplicaState};
 use ev_core::vm::{Boot, Desired, Firmware, LibraryFile, Vm};
 
 type Reports = BTreeMap<HostId, AmReport>;
@@ -159,6 +161,10 @@ pub fn disk_views(state: &PoolState, vm: &Vm, reports: &Reports) -> Vec<DiskView
                     .and_then(|(_, report)| report.copy)
                     .or_else(|| any().find_map(|report| report.copy))
                     .map(copy),
+                comparison: of_speaker
+                    .and_then(|(_, report)| report.comparison)
+                    .map(comparison)
+                    .or_else(|| state.compared.get(&disk.id).and_then(compared)),
                 read_bytes: of_speaker.map_or(0, |(_, report)| report.read_bytes),
                 write_bytes: of_speaker.map_or(0, |(_, report)| report.write_bytes),
                 trouble: of_speaker
@@ -187,6 +193,32 @@ fn replica(host: HostId, disk: DiskId, speaker: Option<(HostId, &DiskReport)>, r
         Some(ReplicaState::Stale) => ReplicaView::Stale,
         Some(ReplicaState::Unreachable) | None => ReplicaView::Unreachable,
     }
+}
+
+fn comparison(told: Comparison) -> ComparisonView {
+    ComparisonView {
+        running: told.ended_unix_ms.is_none(),
+        total_bytes: told.total_bytes,
+        compared_bytes: told.compared_bytes,
+        different_bytes: told.different_bytes,
+        repaired_bytes: told.repaired_bytes,
+        complete: told.complete,
+        ended: told.ended_unix_ms.map(time),
+    }
+}
+
+/// What is on record, when the AM that did it is no more.
+fn compared(last: &Compared) -> Option<ComparisonView> {
+    let Compared { unix_ms, compared_bytes, different_bytes, repaired_bytes } = *last;
+    (compared_bytes > 0).then(|| ComparisonView {
+        running: false,
+        total_bytes: compared_bytes,
+        compared_bytes,
+        different_bytes,
+        repaired_bytes,
+        complete: true,
+        ended: Some(time(unix_ms)),
+    })
 }
 
 fn copy(copy: CopyProgress) -> CopyView {

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use crate::authority::{AuthorityChange, Power};
 use crate::ids::{Generation, HostId, MemberId, VmId};
-use crate::pool::{Command, PoolState};
-use crate::report::AmReport;
+use crate::pool::{Command, Compared, PoolState};
+use crate::report::{AmReport, Comparison};
 use crate::time::Instant;
 use crate::vm::{Level, Vm};
 
@@ -148,7 +148,24 @@ impl Master {
         self.note_own_stall(now, state);
         self.forget_what_is_gone(state);
         self.settle_guests(now, state, out);
+        self.settle_comparisons(state, out);
         self.settle_alerts(now, unix_ms, state, out);
+    }
+
+    /// Records each comparison that an active host's AM has ended. Proposed until the state has it, which counts it once.
+    fn settle_comparisons(&self, state: &PoolState, out: &mut Vec<Command>) {
+        for vm in state.vms.values() {
+            let report = vm.authority.active.and_then(|active| self.reports.get(&(vm.id, active)));
+            for disk in report.iter().flat_map(|(_, report)| &report.disks) {
+                let Some(comparison) = disk.comparison.filter(|comparison| comparison.complete) else { continue };
+                let Some(unix_ms) = comparison.ended_unix_ms else { continue };
+                if state.compared.get(&disk.disk).is_none_or(|last| last.unix_ms < unix_ms) {
+                    let Comparison { compared_bytes, different_bytes, repaired_bytes, .. } = comparison;
+                    let outcome = Compared { unix_ms, compared_bytes, different_bytes, repaired_bytes };
+                    out.push(Command::DiskCompared { vm: vm.id, disk: disk.disk, outcome });
+                }
+            }
+        }
     }
 
     /// When this host stood still (frozen, or short of processors), it must not take its own silence for the others'.

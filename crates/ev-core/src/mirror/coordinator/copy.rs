@@ -79,6 +79,8 @@ pub(super) struct Copier {
     began: Instant,
     /// Not before then is the next part begun.
     next_at: Instant,
+    /// A rate of its own, below that of copies.
+    bytes_per_s: Option<u64>,
 }
 
 impl Copier {
@@ -108,6 +110,7 @@ impl Copier {
             different_bytes: 0,
             began: now,
             next_at: now,
+            bytes_per_s: None,
         }
     }
 
@@ -124,8 +127,17 @@ impl Copier {
         }
     }
 
+    pub fn compared(&self, complete: bool) -> Verified {
+        Verified {
+            compared_bytes: self.done_bytes,
+            different_bytes: self.different_bytes,
+            repaired_bytes: self.moved_bytes,
+            complete,
+        }
+    }
+
     /// Whether data is moved to bring a replica back.
-    fn is_copy(&self) -> bool {
+    pub fn is_copy(&self) -> bool {
         matches!(self.purpose, Purpose::Copy(_) | Purpose::Homeward(_))
     }
 
@@ -135,14 +147,21 @@ impl Copier {
 }
 
 impl Coordinator {
-    pub(super) fn start_verify(&mut self, repair: bool) {
+    pub(super) fn start_verify(&mut self, repair: bool, bytes_per_s: Option<u64>, out: &mut Vec<Action>) {
+        if let Some(copier) = self.copier.as_mut().filter(|copier| !copier.is_copy()) {
+            copier.bytes_per_s = bytes_per_s;
+            return;
+        }
         if self.copier.is_some() || !matches!(self.partner.link, Link::InStep) || self.local.failed {
+            let nothing = Verified { compared_bytes: 0, different_bytes: 0, repaired_bytes: 0, complete: false };
+            out.push(Action::Verified(nothing));
             return;
         }
         let mut all = RegionSet::empty(self.local.log.geometry().regions());
         all.fill();
         let mut copier = Copier::over(Purpose::Verify { repair }, all, self.now);
         copier.total_bytes = self.local.log.geometry().size_bytes();
+        copier.bytes_per_s = bytes_per_s;
         self.copier = Some(copier);
     }
 
@@ -185,6 +204,7 @@ impl Coordinator {
         if copier.chunks.len() >= CHUNKS_MAX || self.now < copier.next_at {
             return false;
         }
+        let rate = [self.settings.copy_bytes_per_s, copier.bytes_per_s].into_iter().flatten().min();
         let Some((region, from)) = copier.cutting.take().or_else(|| self.next_region()) else { return false };
         let geometry = self.local.log.geometry();
         let whole = geometry.extent_of(region);
@@ -193,7 +213,7 @@ impl Coordinator {
         let length = u32::try_from(whole.end() - from).expect("at most a region").min(longest);
         let extent = Extent { offset: from, length };
         let op = self.own_op();
-        let pause = self.settings.copy_bytes_per_s.map_or(Duration::ZERO, |rate| {
+        let pause = rate.map_or(Duration::ZERO, |rate| {
             Duration::from_nanos(u64::from(length).saturating_mul(1_000_000_000) / rate.max(1))
         });
         let now = self.now;
@@ -410,12 +430,7 @@ impl Coordinator {
 
     fn verify_ends(&mut self, complete: bool, out: &mut Vec<Action>) {
         let Some(copier) = self.copier.take() else { return };
-        out.push(Action::Verified(Verified {
-            compared_bytes: copier.done_bytes,
-            different_bytes: copier.different_bytes,
-            repaired_bytes: copier.moved_bytes,
-            complete,
-        }));
+        out.push(Action::Verified(copier.compared(complete)));
     }
 
     /// This host's replica can't be read where it has to be copied from.

@@ -27,7 +27,7 @@ use self::settle::Settling;
 use super::acknowledge::Required;
 use super::extent::Extent;
 use super::lock::RangeLocks;
-use super::message::{Action, BlockHash, Message, OpId, Source, Trouble, Wish, Write};
+use super::message::{Action, BlockHash, Message, OpId, Source, Trouble, Verified, Wish, Write};
 use super::superblock::LocalReplica;
 use crate::ids::{Generation, HostId};
 use crate::report::{CopyProgress, ReplicaState};
@@ -81,9 +81,11 @@ pub enum Input {
     Record(Record),
     /// Time has passed. To be sent several times in each partner timeout.
     Tick,
-    /// Compare both replicas, and make the partner's like ours if `repair`.
+    /// Compare both replicas, at most so fast, and make the partner's like ours if `repair`. While a comparison is under way it
+    /// only changes the rate. Answered by [`Action::Verified`] in any case.
     Verify {
         repair: bool,
+        bytes_per_s: Option<u64>,
     },
     /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
     Tidy,
@@ -182,7 +184,7 @@ impl Coordinator {
             Input::Received(message) => self.received(message, out),
             Input::Record(record) => self.take_record(record),
             Input::Tick => self.tick(out),
-            Input::Verify { repair } => self.start_verify(repair),
+            Input::Verify { repair, bytes_per_s } => self.start_verify(repair, bytes_per_s, out),
             Input::Tidy => self.thin_out(0),
         }
         self.advance(out);
@@ -271,7 +273,20 @@ impl Coordinator {
     /// Progress of the copy under way, or of the last one.
     #[must_use]
     pub fn copy_progress(&self) -> Option<CopyProgress> {
-        self.copier.as_ref().map_or(self.last_copy, |copier| Some(copier.progress(self.now)))
+        let copier = self.copier.as_ref().filter(|copier| copier.is_copy());
+        copier.map_or(self.last_copy, |copier| Some(copier.progress(self.now)))
+    }
+
+    /// How far a comparison is that is under way.
+    #[must_use]
+    pub fn comparison(&self) -> Option<Verified> {
+        self.copier.as_ref().filter(|copier| !copier.is_copy()).map(|copier| copier.compared(false))
+    }
+
+    /// Size of the disk.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.local.log.geometry().size_bytes()
     }
 
     /// State of this host's replica, for people.

@@ -6,6 +6,7 @@
 //! A panic here ends the process: the guest's I/O then waits for the next AM, which begins from the files.
 
 mod clients;
+mod comparison;
 mod engine;
 mod holes;
 mod inline;
@@ -28,7 +29,7 @@ use ev_core::ids::Generation;
 use ev_core::mirror::{
     Action, Coordinator, Input, OpId, Record, Replica, ReplicaInput, Required, Settings, Trouble, Wish,
 };
-use ev_core::report::DiskReport;
+use ev_core::report::{Comparison, DiskReport};
 
 use self::clients::{Client, Reply, Verdict};
 use self::engine::{Engine, Told};
@@ -40,7 +41,7 @@ use self::ring::{Completion, Ring, Tag};
 use self::slots::Slots;
 use self::store::Store;
 use super::link::LinkStream;
-use super::spec::{DiskEvent, DiskRole, DiskSpec, OpenError, Verdict as VerifyVerdict};
+use super::spec::{DiskEvent, DiskRole, DiskSpec, OpenError};
 use crate::buffer::{BufferPool, IoBuffer};
 use crate::gate::{Gate, boot_time};
 
@@ -58,6 +59,7 @@ pub enum Command {
     Link(LinkStream),
     Verify {
         repair: bool,
+        bytes_per_s: Option<u64>,
     },
     CopyRate(Option<u64>),
     /// Flush both replicas and clear the write-intent log.
@@ -125,6 +127,8 @@ pub struct Thread {
     flush_results: Vec<(Receiver<bool>, SyncSender<bool>)>,
     link_trouble: Option<String>,
     engine_trouble: Option<String>,
+    /// The last comparison that has ended.
+    last_comparison: Option<Comparison>,
     read_bytes: u64,
     write_bytes: u64,
     ticked: Instant,
@@ -181,6 +185,7 @@ impl Thread {
             flush_results: Vec::new(),
             link_trouble: None,
             engine_trouble: None,
+            last_comparison: None,
             read_bytes: 0,
             write_bytes: 0,
             ticked: Instant::now(),
@@ -272,7 +277,7 @@ impl Thread {
                 }
             }
             Command::Link(stream) => self.take_link(stream),
-            Command::Verify { repair } => self.coordinate(Input::Verify { repair }),
+            Command::Verify { repair, bytes_per_s } => self.compare(repair, bytes_per_s),
             Command::CopyRate(rate) => {
                 self.spec.copy_rate_limit = rate;
                 if let Engine::Coordinator(coordinator) = &mut self.engine {
@@ -427,15 +432,7 @@ impl Thread {
             }
             Action::Wish(wish) => self.wish(wish),
             Action::Trouble(trouble) => self.engine_troubled(trouble),
-            Action::Verified(verified) => self.event(DiskEvent::Verified {
-                disk: self.spec.disk,
-                verdict: VerifyVerdict {
-                    compared_bytes: verified.compared_bytes,
-                    different_bytes: verified.different_bytes,
-                    repaired_bytes: verified.repaired_bytes,
-                    complete: verified.complete,
-                },
-            }),
+            Action::Verified(verified) => self.compared(verified),
         }
         Ok(())
     }
@@ -511,6 +508,7 @@ impl Thread {
             local: self.engine.local_state(),
             partner,
             copy,
+            comparison: self.comparison(),
             read_bytes: self.read_bytes,
             write_bytes: self.write_bytes,
             trouble: engine_trouble.or_else(|| self.link_trouble.clone()),
