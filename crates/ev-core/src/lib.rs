@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod availability;
 pub mod candidacy;
+pub mod checkpoint;
 pub mod ids;
 pub mod mirror;
 pub mod pool;

@@ -4,5 +4,6 @@
 //! that one alone.
 
 pub mod availability;
+pub mod checkpoint;
 pub mod mirror;
 pub mod rng;

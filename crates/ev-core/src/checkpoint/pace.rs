@@ -1,0 +1,57 @@
+//! When the next checkpoint is due: at once when somebody waits for output, seldom when nothing happens, and never so often that
+//! the pauses eat the guest's time.
+
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// Limits of the pace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PaceLimits {
+    /// A guest that nobody waits for has a checkpoint this often: the most work that a takeover repeats.
+    pub idle: Duration,
+    /// The guest runs at least this many times as long as its last pause took.
+    pub run_per_pause: u32,
+    /// Checkpoints that the standby has not confirmed; with more, the next one waits.
+    pub unconfirmed: u64,
+}
+
+impl Default for PaceLimits {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(1), run_per_pause: 9, unconfirmed: 2 }
+    }
+}
+
+/// What has been seen of the guest's present epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    limits: PaceLimits,
+    /// When the present epoch began, and how long the pause before it took.
+    began: Instant,
+    last_pause: Duration,
+    output_waits: bool,
+}
+
+impl Pace {
+    pub(super) fn new(limits: PaceLimits, now: Instant) -> Self {
+        Self { limits, began: now, last_pause: Duration::ZERO, output_waits: false }
+    }
+
+    pub(super) fn output(&mut self) {
+        self.output_waits = true;
+    }
+
+    pub(super) fn captured(&mut self, now: Instant, pause: Duration) {
+        self.began = now;
+        self.last_pause = pause;
+        self.output_waits = false;
+    }
+
+    /// Whether a checkpoint is due, with so many on their way.
+    pub(super) fn is_due(&self, now: Instant, unconfirmed: u64) -> bool {
+        let ran = now.since(self.began);
+        unconfirmed < self.limits.unconfirmed
+            && ran >= self.last_pause * self.limits.run_per_pause
+            && (self.output_waits || ran >= self.limits.idle)
+    }
+}

@@ -1,0 +1,200 @@
+//! Single rules of the engines. That they hold together is shown by the simulation (`ev-sim`).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::ids::DiskId;
+use crate::time::Instant;
+
+const SESSION: Session = Session(7);
+const DISK: DiskId = DiskId(Uuid::from_u128(1));
+const PAUSE: Duration = Duration::from_millis(5);
+
+fn at(ms: u64) -> Instant {
+    Instant(ms * 1_000_000)
+}
+
+fn step(engine: &mut Primary, ms: u64, event: Event) -> Vec<Action> {
+    let mut out = Vec::new();
+    engine.step(at(ms), event, &mut out);
+    out
+}
+
+fn confirm(epoch: u64, echo_ms: u64) -> Event {
+    Event::Confirmed { session: SESSION, epoch: Epoch(epoch), echo: at(echo_ms) }
+}
+
+/// The first checkpoint is captured at 20 ms.
+fn joining() -> Primary {
+    let mut engine = Primary::new(PaceLimits::default(), at(0));
+    assert_eq!(step(&mut engine, 0, Event::LinkUp), []);
+    assert_eq!(step(&mut engine, 0, Event::Wanted { session: Some(SESSION) }), [Action::Begin { session: SESSION }]);
+    assert_eq!(step(&mut engine, 5, Event::Tick), [], "the standby has not opened the session");
+    assert_eq!(step(&mut engine, 10, confirm(0, 0)), [Action::Capture { epoch: Epoch::FIRST }]);
+    assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE }), []);
+    assert_eq!((engine.phase(), engine.running()), (Phase::Joining, Epoch(2)));
+    engine
+}
+
+fn protected() -> Primary {
+    let mut engine = joining();
+    let first = step(&mut engine, 30, confirm(1, 20));
+    assert_eq!(
+        first,
+        [Action::Release(Output::Through(Epoch::FIRST)), Action::Propose(Proposal::StandbyHolds)],
+        "the memory is there before the record says so"
+    );
+    assert_eq!(step(&mut engine, 40, Event::Record(Standing::MayGoOn)), []);
+    assert_eq!(engine.phase(), Phase::Protected);
+    engine
+}
+
+#[test]
+fn what_the_standby_can_not_have_decided_releases_nothing() {
+    let mut engine = protected();
+    let other = Event::Confirmed { session: Session(8), epoch: Epoch(2), echo: at(40) };
+    for wrong in [other, confirm(2, 40), confirm(9, 40), confirm(1, 40)] {
+        assert_eq!(step(&mut engine, 41, wrong), [], "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_confirmation_of_old_is_not_acted_on_until_a_fresh_one_comes() {
+    let mut engine = protected();
+    assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE }), []);
+    assert_eq!(step(&mut engine, 650, confirm(2, 100)), []);
+    assert_eq!(step(&mut engine, 660, confirm(2, 600)), [Action::Release(Output::Through(Epoch(2)))]);
+}
+
+#[test]
+fn a_standby_that_is_lost_in_the_first_pause_needs_a_record_before_output_is_free() {
+    let mut engine = Primary::new(PaceLimits::default(), at(0));
+    step(&mut engine, 0, Event::LinkUp);
+    step(&mut engine, 0, Event::Wanted { session: Some(SESSION) });
+    assert_eq!(step(&mut engine, 10, confirm(0, 0)), [Action::Capture { epoch: Epoch::FIRST }]);
+    let lost = step(&mut engine, 11, Event::LinkDown);
+    assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
+    assert_eq!(step(&mut engine, 12, Event::Record(Standing::Nothing)), [], "the pause is not over");
+    let over = step(&mut engine, 15, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE });
+    assert_eq!(over, [Action::Release(Output::Free)]);
+}
+
+#[test]
+fn a_lost_standby_holds_output_until_the_record_is_without_it_and_for_good_if_it_took_over() {
+    for (standing, freed) in [(Standing::Nothing, true), (Standing::Everything, false)] {
+        let mut engine = protected();
+        let lost = step(&mut engine, 50, Event::LinkDown);
+        assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
+        assert_eq!(step(&mut engine, 500, Event::Tick), []);
+        let again = step(&mut engine, 1_060, Event::Tick);
+        assert_eq!(again, [Action::Propose(Proposal::StandbyLost)], "its answer was lost");
+        let after = step(&mut engine, 1_070, Event::Record(standing));
+        assert_eq!(after.contains(&Action::Release(Output::Free)), freed, "{standing:?}: {after:?}");
+        assert_eq!(step(&mut engine, 9_000, Event::Tick), [], "{standing:?}");
+    }
+}
+
+#[test]
+fn a_silent_standby_is_given_up() {
+    let mut engine = protected();
+    assert_eq!(step(&mut engine, 729, Event::Tick), []);
+    let lost = step(&mut engine, 731, Event::Tick);
+    assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
+}
+
+#[test]
+fn checkpoints_come_at_once_for_output_and_seldom_without() {
+    let limits = PaceLimits::default();
+    let mut pace = Pace::new(limits, at(0));
+    pace.captured(at(0), PAUSE);
+    assert!(!pace.is_due(at(999), 0));
+    assert!(pace.is_due(at(1_000), 0), "the least that a takeover must not repeat");
+    assert!(!pace.is_due(at(1_000), limits.unconfirmed), "the standby is behind");
+    pace.output();
+    assert!(!pace.is_due(at(44), 0), "the guest has to run as well");
+    assert!(pace.is_due(at(45), 0));
+    pace.captured(at(50), PAUSE);
+    assert!(!pace.is_due(at(100), 0));
+}
+
+fn tell(engine: &mut Standby, event: StandbyEvent) -> Vec<StandbyAction> {
+    let mut out = Vec::new();
+    engine.step(event, &mut out);
+    out
+}
+
+fn memory(epoch: u64, flushed: bool) -> StandbyEvent {
+    StandbyEvent::MemoryStaged { session: SESSION, epoch: Epoch(epoch), flushed }
+}
+
+fn disk(epoch: u64) -> StandbyEvent {
+    StandbyEvent::DiskStaged { session: SESSION, disk: DISK, epoch: Epoch(epoch) }
+}
+
+fn confirmed(epoch: u64) -> StandbyAction {
+    StandbyAction::Confirm { session: SESSION, epoch: Epoch(epoch), echo: Instant::default() }
+}
+
+fn opened() -> Standby {
+    let mut engine = Standby::default();
+    let begun = tell(&mut engine, StandbyEvent::Begin { session: SESSION, disks: BTreeSet::from([DISK]) });
+    assert_eq!(begun, [StandbyAction::Discard, confirmed(0)]);
+    engine
+}
+
+#[test]
+fn an_epoch_is_decided_when_all_of_it_is_there_and_in_its_order() {
+    let mut engine = opened();
+    assert_eq!(tell(&mut engine, memory(1, false)), []);
+    assert_eq!(tell(&mut engine, disk(2)), []);
+    assert_eq!(tell(&mut engine, memory(2, false)), [], "the first is not whole yet");
+    let apply = |epoch| {
+        [
+            StandbyAction::ApplyDisk { disk: DISK, epoch: Epoch(epoch), durably: false },
+            StandbyAction::ApplyMemory { epoch: Epoch(epoch) },
+        ]
+    };
+    assert_eq!(tell(&mut engine, disk(1)), [&apply(1)[..], &apply(2), &[confirmed(2)]].concat());
+    assert_eq!(tell(&mut engine, disk(1)), [], "a repeated part changes nothing");
+    let stranger = StandbyEvent::MemoryStaged { session: Session(8), epoch: Epoch(3), flushed: false };
+    assert_eq!(tell(&mut engine, stranger), []);
+    assert_eq!(engine.decided(), Epoch(2));
+}
+
+#[test]
+fn an_epoch_with_a_flush_is_confirmed_when_it_is_durable() {
+    let mut engine = opened();
+    tell(&mut engine, memory(1, true));
+    assert!(!tell(&mut engine, disk(1)).contains(&confirmed(1)));
+    let applied = StandbyEvent::DiskApplied { session: SESSION, disk: DISK, epoch: Epoch(1) };
+    assert_eq!(tell(&mut engine, applied), [confirmed(1)]);
+}
+
+#[test]
+fn a_takeover_waits_for_what_is_being_applied_and_hears_the_old_side_no_more() {
+    let mut engine = opened();
+    assert_eq!(engine.decided(), Epoch::NONE);
+    tell(&mut engine, memory(1, false));
+    tell(&mut engine, disk(1));
+    tell(&mut engine, memory(2, false));
+    assert_eq!(tell(&mut engine, StandbyEvent::TakeOver), []);
+    assert_eq!(tell(&mut engine, disk(2)), [], "too late");
+    let begin = StandbyEvent::Begin { session: Session(8), disks: BTreeSet::new() };
+    assert_eq!(tell(&mut engine, begin), []);
+    tell(&mut engine, StandbyEvent::DiskApplied { session: SESSION, disk: DISK, epoch: Epoch(1) });
+    let applied = StandbyEvent::MemoryApplied { session: SESSION, epoch: Epoch(1) };
+    assert_eq!(tell(&mut engine, applied), [StandbyAction::GoOn { epoch: Epoch(1) }]);
+}
+
+#[test]
+fn who_has_nothing_says_so() {
+    assert_eq!(tell(&mut Standby::default(), StandbyEvent::TakeOver), [StandbyAction::CannotGoOn]);
+    let mut engine = opened();
+    let failed = tell(&mut engine, StandbyEvent::Failed);
+    assert_eq!(failed, [StandbyAction::Refuse { session: SESSION }, StandbyAction::Discard]);
+    assert_eq!(tell(&mut engine, StandbyEvent::TakeOver), [StandbyAction::CannotGoOn]);
+}
