@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::accelerator::Accelerator;
 use crate::qemu::Qemu;
+use crate::ram::prepare::OtherBlocks;
 use crate::spec::{BootSource, GuestSpec, StartState, from_qemu_dir};
 
 /// How long a disk request waits in QEMU for a disk server that is away (an AM that is being replaced). After that it
@@ -54,6 +55,10 @@ pub(crate) struct OpenFiles {
     /// Number of the descriptor.
     pub iso: Option<i32>,
     pub uefi: Option<OpenUefi>,
+    /// Number of the descriptor of tracked memory.
+    pub ram: Option<i32>,
+    /// Whether QEMU is to share its other RAM blocks: `None`, it can't.
+    pub other_blocks: Option<OtherBlocks>,
 }
 
 /// UEFI's two flash devices.
@@ -104,8 +109,13 @@ pub(crate) fn command_line(
     for (index, mac) in spec.nics.iter().enumerate() {
         add_nic(&mut arguments, index, &mac.to_string());
     }
-    if spec.start == StartState::Stopped {
-        arguments.flag("-S");
+    match spec.start {
+        StartState::Running => {}
+        StartState::Stopped => arguments.flag("-S"),
+        StartState::Waiting => {
+            arguments.flag("-S");
+            arguments.option("-incoming", "defer");
+        }
     }
     arguments.0
 }
@@ -122,15 +132,14 @@ fn machine(arguments: &mut Arguments, qemu: &Qemu, accelerator: &Accelerator, sp
     arguments.option("-uuid", spec.uuid.to_string());
     let flash = if files.uefi.is_some() { ",pflash0=uefi-code,pflash1=uefi-variables" } else { "" };
     let machine = &spec.machine;
-    arguments.option("-machine", format!("{machine},memory-backend=ram,vmport=off,dump-guest-core=off{flash}"));
+    let shared = if files.other_blocks == Some(OtherBlocks::Shared) { ",aux-ram-share=on" } else { "" };
+    arguments.option("-machine", format!("{machine},memory-backend=ram,vmport=off,dump-guest-core=off{shared}{flash}"));
     arguments.option("-accel", accelerator.name());
     arguments.option("-cpu", &spec.cpu_model);
     let vcpus = spec.vcpus;
     arguments.option("-smp", format!("{vcpus},maxcpus={vcpus},sockets=1,cores={vcpus},threads=1"));
     arguments.option("-m", format!("{}M", spec.memory_mib));
-    // A file that another process can map: Level 3 reads the guest's memory there.
-    let bytes = u64::from(spec.memory_mib) << 20;
-    arguments.json("-object", &json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": bytes, "share": true}));
+    add_memory(arguments, spec, files);
     arguments.option("-rtc", "base=utc,clock=host");
     // Guests that suspend themselves would have to be woken by hand.
     for sleep in ["ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s4=1"] {
@@ -141,6 +150,19 @@ fn machine(arguments: &mut Arguments, qemu: &Qemu, accelerator: &Accelerator, sp
     arguments.json("-object", &json!({"qom-type": "rng-builtin", "id": "entropy"}));
     let rng = json!({"driver": "virtio-rng-pci", "rng": "entropy", "bus": "pcie.0", "addr": slot(RNG_SLOT)});
     arguments.json("-device", &rng);
+}
+
+/// A file that another process can map: Level 3 reads the guest's memory there.
+fn add_memory(arguments: &mut Arguments, spec: &GuestSpec, files: &OpenFiles) {
+    let bytes = spec.memory_bytes();
+    let object = match files.ram {
+        None => json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": bytes, "share": true}),
+        Some(fd) => {
+            let path = format!("/proc/self/fd/{fd}");
+            json!({"qom-type": "memory-backend-file", "id": "ram", "size": bytes, "share": true, "mem-path": path})
+        }
+    };
+    arguments.json("-object", &object);
 }
 
 /// Sockets by their names in QEMU's working directory.

@@ -51,6 +51,8 @@ pub enum StartError {
     SocketPath { path: PathBuf },
     #[error("{disks} disks and {nics} NICs are too many; at most 16 and 8: take some away")]
     TooManyDevices { disks: usize, nics: usize },
+    #[error("the memory file has {file_bytes} bytes, the guest {guest_bytes}; they must be the same")]
+    MemorySize { file_bytes: u64, guest_bytes: u64 },
     #[error(transparent)]
     User(#[from] UserError),
     #[error("no UEFI firmware that fits was found on this host; install it (Debian: apt install ovmf)")]
@@ -132,7 +134,7 @@ impl Guest {
             return Err(StartError::NoProcessorModel { version: info.version, model: spec.cpu_model.clone() });
         }
         let log_start = crate::log::length(&spec.paths.log());
-        let pid = launch(qemu, accelerator, spec)?;
+        let pid = launch(qemu, info.version, accelerator, spec)?;
         let process = Process::watch(pid).map_err(|source| {
             Process::kill_unwatched_child(pid);
             StartError::Watch { source }

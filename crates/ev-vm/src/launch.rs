@@ -15,12 +15,15 @@ use crate::args::{OpenFiles, OpenUefi, command_line};
 use crate::child::{ChildSpec, spawn};
 use crate::firmware::Ovmf;
 use crate::guest::StartError;
-use crate::qemu::Qemu;
-use crate::spec::{BootSource, GuestPaths, GuestSpec};
+use crate::qemu::{Qemu, Version};
+use crate::ram::prepare::{OtherBlocks, prepare};
+use crate::spec::{BootSource, GuestPaths, GuestSpec, INCOMING_SOCKET, Memory};
 use crate::user::{User, UserError};
 
 /// Longest path of a unix socket, in bytes (`sockaddr_un`).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// The first version with `-machine aux-ram-share`.
+const SHARES_OTHER_BLOCKS: Version = Version { major: 10, minor: 0, micro: 0 };
 
 fn file_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StartError + 'a {
     move |source| StartError::File { what, path: path.to_owned(), source }
@@ -60,6 +63,11 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
 
 /// Refuses what QEMU would refuse less clearly, or not at all.
 fn check(spec: &GuestSpec) -> Result<(), StartError> {
+    if let Memory::Tracked(memory) = &spec.memory
+        && memory.file.bytes() != spec.memory_bytes()
+    {
+        return Err(StartError::MemorySize { file_bytes: memory.file.bytes(), guest_bytes: spec.memory_bytes() });
+    }
     if spec.disks.len() > DISKS_MAX || spec.nics.len() > NICS_MAX {
         return Err(StartError::TooManyDevices { disks: spec.disks.len(), nics: spec.nics.len() });
     }
@@ -73,19 +81,36 @@ fn check(spec: &GuestSpec) -> Result<(), StartError> {
 }
 
 /// Starts QEMU and returns its process id; all that it needs has been prepared.
-pub(crate) fn launch(qemu: &Qemu, accelerator: &Accelerator, spec: &GuestSpec) -> Result<u32, StartError> {
+pub(crate) fn launch(
+    qemu: &Qemu,
+    version: Version,
+    accelerator: &Accelerator,
+    spec: &GuestSpec,
+) -> Result<u32, StartError> {
     check(spec)?;
     let user = User::find(&spec.user)?;
     let lock = lock_pid_file(&spec.paths)?;
     let directory = prepare_folder(spec, &user)?;
     let mut inherited = Vec::new();
-    let files = open_files(spec, &user, &mut inherited)?;
+    let mut files = open_files(spec, &user, &mut inherited)?;
+    let mut environment = qemu.environment();
+    if let Memory::Tracked(memory) = &spec.memory {
+        let others = if version >= SHARES_OTHER_BLOCKS { OtherBlocks::Shared } else { OtherBlocks::Private };
+        let prepared = prepare(memory, others, &mut inherited).map_err(|(path, source)| StartError::File {
+            what: "could not open",
+            path,
+            source,
+        })?;
+        files.ram = Some(prepared.ram);
+        files.other_blocks = Some(others);
+        environment.extend(prepared.environment);
+    }
     let log = spec.paths.log();
     let output = OpenOptions::new().append(true).create(true).mode(0o640).open(&log);
     let child = ChildSpec {
         program: qemu.program.clone(),
         arguments: command_line(qemu, accelerator, spec, &files),
-        environment: qemu.environment(),
+        environment,
         user: Some(user),
         directory: Some(directory),
         inherited,
@@ -114,7 +139,7 @@ fn prepare_folder(spec: &GuestSpec, user: &User) -> Result<OwnedFd, StartError> 
     };
     own().map_err(file_error("could not hand over to QEMU's user", &folder))?;
     let nics = (0..spec.nics.len()).map(|index| format!("nic-{index}.sock"));
-    for name in ["qmp.sock", "serial.sock", "vnc.sock"].map(str::to_owned).into_iter().chain(nics) {
+    for name in ["qmp.sock", "serial.sock", "vnc.sock", INCOMING_SOCKET].map(str::to_owned).into_iter().chain(nics) {
         let link = run_dir.join(&name);
         let relink = || -> io::Result<()> {
             remove(&folder.join(&name))?;

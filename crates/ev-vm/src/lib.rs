@@ -5,6 +5,7 @@
 
 pub mod accelerator;
 pub mod args;
+pub mod checkpoint;
 mod child;
 mod firmware;
 pub mod guest;
@@ -14,6 +15,7 @@ mod log;
 mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod ram;
 pub mod spec;
 mod user;
 
@@ -21,5 +23,5 @@ pub use accelerator::Accelerator;
 pub use guest::{Exit, Guest};
 pub use qemu::{Qemu, QemuInfo, Version};
 pub use qmp::{Event, EventKind, Qmp, QmpError, RunState, ShutdownReason, Stopped};
-pub use spec::{BootSource, GuestPaths, GuestSpec, StartState};
+pub use spec::{BootSource, GuestPaths, GuestSpec, Memory, StartState};
 pub use user::UserError;

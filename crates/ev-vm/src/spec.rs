@@ -6,9 +6,14 @@ use ev_core::ids::MacAddress;
 use ev_core::vm::{Boot, Firmware, Vm};
 use uuid::Uuid;
 
+use crate::ram::TrackedMemory;
+
 /// Folder, below the VM's run folder, that belongs to QEMU's user: QEMU makes its sockets there, and it is QEMU's
 /// working directory. QEMU can't touch anything else in the run folder, `am.sock` among it.
 pub const QEMU_DIR: &str = "qemu";
+
+/// Where a waiting QEMU listens for its device state, in [`QEMU_DIR`].
+pub(crate) const INCOMING_SOCKET: &str = "incoming.sock";
 
 /// Where a VM's files and sockets are on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +55,12 @@ impl GuestPaths {
     #[must_use]
     pub fn vnc(&self) -> PathBuf {
         self.run_dir.join("vnc.sock")
+    }
+
+    /// Where a QEMU that waits listens for the device state.
+    #[must_use]
+    pub fn incoming(&self) -> PathBuf {
+        self.run_dir.join(INCOMING_SOCKET)
     }
 
     /// Frames of NIC `index`; QEMU listens.
@@ -109,6 +120,9 @@ pub enum StartState {
     Running,
     /// Only after [`crate::Qmp::cont`].
     Stopped,
+    /// Only after a device state was loaded and [`crate::Qmp::cont`]: the guest continues from a checkpoint
+    /// ([`crate::checkpoint::Standby`]), and its memory is left as it is.
+    Waiting,
 }
 
 /// One virtual disk, served over NBD on a unix socket.
@@ -122,6 +136,15 @@ pub struct DiskSource {
 
 /// Longest serial number of a virtio disk, in bytes (Virtio 1.2, 5.2.6: `VIRTIO_BLK_ID_BYTES`).
 pub const DISK_SERIAL_MAX: usize = 20;
+
+/// What a guest's memory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Memory {
+    /// A memory file that QEMU makes for itself.
+    Own,
+    /// A memory file of ours, whose written pages the kernel notes: what Level 3 needs.
+    Tracked(TrackedMemory),
+}
 
 /// A guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +161,8 @@ pub struct GuestSpec {
     pub vcpus: u16,
     /// Memory.
     pub memory_mib: u32,
+    /// How that memory is held.
+    pub memory: Memory,
     /// Firmware.
     pub firmware: Firmware,
     /// Where it boots from.
@@ -155,6 +180,12 @@ pub struct GuestSpec {
 }
 
 impl GuestSpec {
+    /// Size of the memory, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+
     /// The guest of `vm` on this host.
     #[must_use]
     pub fn of_vm(vm: &Vm, paths: GuestPaths, user: &str) -> Self {
@@ -170,6 +201,7 @@ impl GuestSpec {
             cpu_model: config.cpu_model.clone(),
             vcpus: config.vcpus,
             memory_mib: config.memory_mib,
+            memory: Memory::Own,
             firmware: config.firmware,
             boot: boot_source(&config.boot, &paths),
             disks: config.disks.iter().enumerate().map(disk).collect(),

@@ -15,6 +15,7 @@
 //! Anything else is answered with `error …`.
 
 mod disk;
+mod memory;
 mod record;
 mod service;
 mod setup;
@@ -30,6 +31,7 @@ fn main() {
     let boot_id = setup::boot_id();
     println!("EVENKEEL-GUEST first instruction boot={boot_id}");
     let command_line = setup::command_line();
+    memory::start(&command_line);
     setup::load_modules();
     setup::configure_network(&command_line);
     let service = Arc::new(service::Service::new(boot_id, disk::find()));

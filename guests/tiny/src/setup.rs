@@ -33,7 +33,7 @@ pub fn command_line() -> String {
 }
 
 /// The value of `name=value` on the kernel's command line.
-fn parameter<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
+pub fn parameter<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
     command_line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 

@@ -204,6 +204,24 @@ impl Qmp {
         results
     }
 
+    /// Writes several commands in one go; each answer can be waited for on its own, within `time_max` from now.
+    pub(crate) async fn begin<const COUNT: usize>(
+        &self,
+        time_max: Duration,
+        commands: [(&'static str, Value); COUNT],
+    ) -> [impl Future<Output = Result<Value, QmpError>> + use<COUNT>; COUNT] {
+        let deadline = Instant::now() + time_max;
+        let mut request = Vec::with_capacity(COUNT);
+        let answers = commands.map(|(command, arguments)| {
+            let (sender, receiver) = oneshot::channel();
+            request.push(((command.to_owned(), arguments), sender));
+            wait_for(receiver, deadline, time_max, command)
+        });
+        // If it is not sent, the senders are dropped with it, and each answer says so.
+        let _ = timeout_at(deadline, self.requests.send(request)).await;
+        answers
+    }
+
     async fn ask(
         &self,
         deadline: Instant,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod tracked;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -105,6 +107,7 @@ impl Folders {
             cpu_model: "qemu64".to_owned(),
             vcpus: 1,
             memory_mib: 64,
+            memory: ev_vm::Memory::Own,
             firmware: Firmware::Bios,
             boot: BootSource::Disk,
             disks: vec![ev_vm::spec::DiskSource { nbd_socket: self.paths.nbd(0), serial: "test-disk-0".to_owned() }],

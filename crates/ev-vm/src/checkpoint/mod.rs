@@ -1,0 +1,10 @@
+//! Checkpoints of a running guest, and a second QEMU that continues from one.
+
+mod capture;
+mod copier;
+mod standby;
+mod stream;
+
+pub use capture::{Capture, CaptureError, Checkpoint, EpochBuffer, PAUSE_TIME_MAX, PauseTimes};
+pub use standby::{LOAD_TIME_MAX, PrepareError, RestoreError, ResumeTimes, Standby};
+pub use stream::{DEVICE_STATE_BYTES_MAX, IncomingStream, StateError, check_state, incoming_stream};

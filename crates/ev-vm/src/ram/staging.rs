@@ -1,0 +1,192 @@
+//! The pages of one epoch, copied out of the guest: filled by the passes, read by whoever ships them, used again for a
+//! later epoch. Nothing is allocated while it is filled; the memory of the copies is taken from the system where first
+//! used, and kept.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::blocks::{GuestMemory, PageNumber, RamLayout};
+use super::sys::{Buffer, PAGE_BYTES, PageBytes};
+
+/// Passes of one epoch: pre-copy passes, and two in the pause. Each may in the extreme copy every page.
+pub const PASSES_MAX: usize = 6;
+/// Copied pages whose memory is kept for the next epoch, for each part; the rest is given back.
+const PAGES_KEPT_MAX: usize = (256 << 20) / PAGE_BYTES;
+/// Runs of pages of at least this length are asked for holes in the file: pages that never were written.
+const HOLE_RUN_PAGES_MIN: u32 = 16;
+/// Parts of a staging: one for each thread that copies.
+pub const PARTS_MAX: usize = 8;
+
+/// Where the newest copy of a page is: part in the upper bits, place in the lower. Two values mean no place.
+const PLACE_BITS: u32 = 28;
+const NOT_COPIED: u32 = u32::MAX;
+const ZERO: u32 = u32::MAX - 1;
+
+/// What one thread copied.
+#[derive(Debug)]
+pub(crate) struct Part {
+    index: u32,
+    copies: Buffer,
+    capacity: usize,
+    /// Whose copy is in each place.
+    pages: Vec<PageNumber>,
+    /// Pages that hold nothing, as the file has a hole there.
+    zeroes: Vec<PageNumber>,
+}
+
+/// A copied page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StagedPage<'a> {
+    /// Its bytes.
+    Bytes(&'a PageBytes),
+    /// All zero: the file has a hole there.
+    Zero,
+}
+
+/// The pages of one epoch.
+#[derive(Debug)]
+pub struct Staging {
+    parts: Vec<Part>,
+    places: Vec<AtomicU32>,
+}
+
+impl Staging {
+    /// For guests of this layout, filled by up to `threads` threads.
+    ///
+    /// # Errors
+    /// The kernel has no address space for it.
+    pub fn new(layout: &RamLayout, threads: usize) -> io::Result<Self> {
+        let pages = usize::try_from(layout.pages()).map_err(io::Error::other)?;
+        let capacity = (pages * PASSES_MAX).min((1 << PLACE_BITS) - 1);
+        let part = |index: usize| -> io::Result<Part> {
+            let index = u32::try_from(index).map_err(io::Error::other)?;
+            let copies = Buffer::new(capacity * PAGE_BYTES)?;
+            Ok(Part { index, copies, capacity, pages: Vec::with_capacity(capacity), zeroes: Vec::new() })
+        };
+        let parts = (0..threads.clamp(1, PARTS_MAX)).map(part).collect::<io::Result<_>>()?;
+        let places = std::iter::repeat_with(|| AtomicU32::new(NOT_COPIED)).take(pages).collect();
+        Ok(Self { parts, places })
+    }
+
+    /// For each thread a part of its own, and the shared table.
+    pub(crate) fn split(&mut self) -> (&mut [Part], &[AtomicU32]) {
+        (&mut self.parts, &self.places)
+    }
+
+    /// Copies in it, with those that a later pass replaced.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        self.parts.iter().map(|part| part.pages.len() + part.zeroes.len()).sum()
+    }
+
+    /// Each page that was copied, as the last pass found it. In no order; a page of zeroes may come more than once.
+    pub fn pages(&self) -> impl Iterator<Item = (PageNumber, StagedPage<'_>)> {
+        self.parts.iter().flat_map(|part| {
+            let copied = part.pages.iter().enumerate().filter_map(|(place, page)| {
+                let newest = self.place(*page)? == part.word(place)?;
+                newest.then(|| part.copies.page(place)).flatten().map(|bytes| (*page, StagedPage::Bytes(bytes)))
+            });
+            let zeroes = part.zeroes.iter().filter(|page| self.place(**page) == Some(ZERO));
+            copied.chain(zeroes.map(|page| (*page, StagedPage::Zero)))
+        })
+    }
+
+    /// The copy of one page.
+    #[must_use]
+    pub fn page(&self, page: PageNumber) -> Option<StagedPage<'_>> {
+        let word = self.place(page)?;
+        if word == ZERO {
+            return Some(StagedPage::Zero);
+        }
+        let part = self.parts.get(usize::try_from(word >> PLACE_BITS).ok()?)?;
+        let place = usize::try_from(word & ((1 << PLACE_BITS) - 1)).ok()?;
+        part.copies.page(place).map(StagedPage::Bytes)
+    }
+
+    fn place(&self, page: PageNumber) -> Option<u32> {
+        let word = self.places.get(page.index())?.load(Ordering::Relaxed);
+        (word != NOT_COPIED).then_some(word)
+    }
+
+    /// Forgets all copies; takes time by how many there are.
+    pub fn clear(&mut self) {
+        for part in &mut self.parts {
+            for page in part.pages.iter().chain(&part.zeroes) {
+                if let Some(place) = self.places.get(page.index()) {
+                    place.store(NOT_COPIED, Ordering::Relaxed);
+                }
+            }
+            if part.pages.len() > PAGES_KEPT_MAX {
+                part.copies.release_from(PAGES_KEPT_MAX);
+            }
+            part.pages.clear();
+            part.zeroes.clear();
+        }
+    }
+}
+
+impl Part {
+    fn word(&self, place: usize) -> Option<u32> {
+        Some(self.index << PLACE_BITS | u32::try_from(place).ok()?)
+    }
+
+    /// Copies the pages from `first` on.
+    pub(crate) fn copy(
+        &mut self,
+        memory: &GuestMemory,
+        places: &[AtomicU32],
+        first: PageNumber,
+        count: u32,
+    ) -> io::Result<()> {
+        let end = PageNumber(first.0 + count);
+        let mut from = first;
+        if count >= HOLE_RUN_PAGES_MIN {
+            while from < end {
+                let data = memory.next_data(from, end)?.unwrap_or(end);
+                self.note_zeroes(places, from, data);
+                let until = PageNumber(end.0.min(data.0 + HOLE_RUN_PAGES_MIN));
+                self.copy_data(memory, places, data, until)?;
+                from = until;
+            }
+            return Ok(());
+        }
+        self.copy_data(memory, places, from, end)
+    }
+
+    fn note_zeroes(&mut self, places: &[AtomicU32], from: PageNumber, until: PageNumber) {
+        for number in from.0..until.0 {
+            let page = PageNumber(number);
+            if let Some(place) = places.get(page.index()) {
+                place.store(ZERO, Ordering::Relaxed);
+                self.zeroes.push(page);
+            }
+        }
+    }
+
+    fn copy_data(
+        &mut self,
+        memory: &GuestMemory,
+        places: &[AtomicU32],
+        from: PageNumber,
+        until: PageNumber,
+    ) -> io::Result<()> {
+        let count = usize::try_from(until.0.saturating_sub(from.0)).map_err(io::Error::other)?;
+        let place = self.pages.len();
+        if count == 0 {
+            return Ok(());
+        }
+        // The capacity is that of all passes together, so this is a pass too many.
+        if place + count > self.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let room = self.copies.pages_mut(place, count).ok_or(io::ErrorKind::StorageFull)?;
+        memory.read(from, room)?;
+        for (step, number) in (from.0..until.0).enumerate() {
+            let page = PageNumber(number);
+            let word = self.word(place + step).ok_or(io::ErrorKind::StorageFull)?;
+            places.get(page.index()).ok_or(io::ErrorKind::InvalidInput)?.store(word, Ordering::Relaxed);
+            self.pages.push(page);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Which pages a guest has written, as the kernel notes it, and the passes that copy them.
+//!
+//! A pass has the kernel note writes anew first, then copies: what is written during the copy is found by the next
+//! pass. So the copies of a pass are of use only together with those of a last pass while the guest stands still.
+//!
+//! Not seen is what is written past the page tables: by another process that has the file mapped, and by a device into
+//! memory that was pinned before (disk images opened with `cache.direct` and read by io_uring or native AIO straight
+//! into guest memory). The command line of `ev-vm` has neither: disks come over sockets, whose data QEMU's threads copy.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::blocks::{Addresses, GuestMemory, PageNumber, TrackError};
+use super::staging::{Part, Staging};
+use super::sys::{PAGE_BYTES_U64, WrittenRange, scan};
+
+/// The piece of memory that a thread looks through at a time.
+const STRIPE_PAGES: u32 = (32 << 20) / 4096;
+/// Ranges that one call of the kernel answers at most; there may be more calls.
+const RANGES_MAX: usize = 2048;
+
+/// Why a pass failed. Which pages were written is then not known any more.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PassError {
+    #[error(
+        "could not ask which pages of the guest were written: {source}; its memory must be copied as a whole again"
+    )]
+    Scan { source: io::Error },
+    #[error("could not copy the guest's memory: {source}; it must be copied as a whole again")]
+    Copy { source: io::Error },
+}
+
+/// What a pass found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassReport {
+    /// Pages that were written, as far as the kernel can tell (it may name some that were not).
+    pub pages: u32,
+    /// Time of looking and copying.
+    pub time: Duration,
+}
+
+/// Looks which pages were written.
+#[derive(Debug)]
+pub struct RamTracker {
+    pagemap: File,
+    memory: Arc<GuestMemory>,
+    stripes: Vec<Addresses>,
+}
+
+impl RamTracker {
+    /// Tracks the memory of the QEMU that is process `pid`.
+    ///
+    /// # Errors
+    /// It can't be tracked; the reason is the candidacy's.
+    pub fn open(pid: u32) -> Result<Self, TrackError> {
+        let memory = Arc::new(GuestMemory::of_process(pid)?);
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|source| TrackError::Process { source })?;
+        let stripes = memory.addresses().iter().flat_map(stripes).collect();
+        let tracker = Self { pagemap, memory, stripes };
+        // Said by the kernel itself: does it note writes there?
+        tracker.arm().map_err(|error| match error {
+            PassError::Scan { source } | PassError::Copy { source } => {
+                TrackError::Unsupported { step: "PAGEMAP_SCAN".to_owned(), source }
+            }
+        })?;
+        Ok(tracker)
+    }
+
+    /// The memory.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Notes writes anew and forgets those up to now: before the whole memory is copied.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn arm(&self) -> Result<(), PassError> {
+        let mut found = vec![WrittenRange::default(); RANGES_MAX];
+        self.stripes.iter().try_for_each(|stripe| self.written(*stripe, &mut found, |_, _| Ok(())))
+    }
+
+    /// Copies all pages that were written since the last pass.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there were too many passes. Some pages may be lost: see [`PassError`].
+    pub fn copy_written(&self, staging: &mut Staging) -> Result<PassReport, PassError> {
+        let start = Instant::now();
+        let next = AtomicUsize::new(0);
+        let (parts, places) = staging.split();
+        let work = |part: &mut Part| -> Result<u32, PassError> {
+            let mut found = [WrittenRange::default(); RANGES_MAX];
+            let mut pages = 0;
+            while let Some(stripe) = self.stripes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.written(*stripe, &mut found, |first, count| {
+                    pages += count;
+                    part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
+                })?;
+            }
+            Ok(pages)
+        };
+        let Some((own, others)) = parts.split_first_mut() else { return Ok(PassReport::default()) };
+        let pages = std::thread::scope(|scope| {
+            let work = &work;
+            let helpers: Vec<_> = others.iter_mut().map(|part| scope.spawn(move || work(part))).collect();
+            let mut pages = work(own)?;
+            for helper in helpers {
+                // A panic in a helper is one in this pass.
+                pages += helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(pages)
+        })?;
+        Ok(PassReport { pages, time: start.elapsed() })
+    }
+
+    /// Calls `each` with the runs of written pages in a stripe, after the kernel has begun to note writes anew there.
+    fn written(
+        &self,
+        stripe: Addresses,
+        found: &mut [WrittenRange],
+        mut each: impl FnMut(PageNumber, u32) -> Result<(), PassError>,
+    ) -> Result<(), PassError> {
+        let scan_error = |source| PassError::Scan { source };
+        let odd = || scan_error(io::ErrorKind::InvalidData.into());
+        let end = stripe.start + u64::from(stripe.pages) * PAGE_BYTES_U64;
+        let mut from = stripe.start;
+        while from < end {
+            let (count, reached) = match scan(&self.pagemap, from, end, found) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(scan_error(error)),
+                other => other.map_err(scan_error)?,
+            };
+            for range in found.get(..count).ok_or_else(odd)? {
+                let within = range.start.checked_sub(stripe.start).ok_or_else(odd)? / PAGE_BYTES_U64;
+                let pages = range.end.checked_sub(range.start).ok_or_else(odd)? / PAGE_BYTES_U64;
+                let first = u32::try_from(within).ok().and_then(|within| stripe.first.0.checked_add(within));
+                each(PageNumber(first.ok_or_else(odd)?), u32::try_from(pages).map_err(|_| odd())?)?;
+            }
+            if reached <= from {
+                return Err(odd());
+            }
+            from = reached;
+        }
+        Ok(())
+    }
+}
+
+fn stripes(addresses: &Addresses) -> impl Iterator<Item = Addresses> + use<> {
+    let whole = *addresses;
+    let count = whole.pages.div_ceil(STRIPE_PAGES);
+    (0..count).map(move |index| {
+        let skipped = index * STRIPE_PAGES;
+        Addresses {
+            start: whole.start + u64::from(skipped) * PAGE_BYTES_U64,
+            pages: STRIPE_PAGES.min(whole.pages - skipped),
+            first: PageNumber(whole.first.0 + skipped),
+        }
+    })
+}
