@@ -202,6 +202,12 @@ impl Guest {
         self.shared.process.pid()
     }
 
+    /// Its files and sockets.
+    #[must_use]
+    pub fn paths(&self) -> &GuestPaths {
+        &self.shared.paths
+    }
+
     /// A QMP connection; the present one if it lives, else a new one.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ use crate::ram::TrackedMemory;
 /// working directory. QEMU can't touch anything else in the run folder, `am.sock` among it.
 pub const QEMU_DIR: &str = "qemu";
 
+/// Checkpoints' own QMP, in [`QEMU_DIR`].
+pub(crate) const CHECKPOINT_SOCKET: &str = "ckpt.sock";
 /// Where a waiting QEMU listens for its device state, in [`QEMU_DIR`].
 pub(crate) const INCOMING_SOCKET: &str = "incoming.sock";
 
@@ -37,6 +39,12 @@ impl GuestPaths {
     #[must_use]
     pub fn qmp(&self) -> PathBuf {
         self.run_dir.join("qmp.sock")
+    }
+
+    /// A second QMP, for checkpoints alone, so that they don't wait for other commands.
+    #[must_use]
+    pub fn checkpoint_qmp(&self) -> PathBuf {
+        self.run_dir.join(CHECKPOINT_SOCKET)
     }
 
     /// Serial console; one client at a time.

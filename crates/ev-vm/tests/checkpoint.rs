@@ -2,10 +2,13 @@
 
 mod support;
 
-use ev_vm::Guest;
-use ev_vm::checkpoint::{Capture, Standby};
+use std::time::Duration;
+
+use ev_vm::checkpoint::{Capture, CaptureError, RestoreError, Standby, StateError};
+use ev_vm::{EventKind, Guest, QmpError, RunState};
 use support::tracked::{Ending, apply, copy_all, machines, round, said, tiny, tracked, until_said};
-use support::{Folders, tcg, until};
+use support::{Folders, PATIENCE, tcg, until};
+use tokio::time::timeout;
 
 const CHECKPOINTS: usize = 40;
 const THREADS: usize = 2;
@@ -24,7 +27,7 @@ async fn a_guest_continues_in_a_second_qemu_at_its_last_checkpoint() {
         waiting.memory = tracked(spec.memory_mib);
         let standby = Standby::prepare(&qemu, &tcg(), &waiting).await.unwrap();
         let ending = Ending(standby.guest().clone());
-        let mut capture = Capture::start(&guest, THREADS).await.unwrap();
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
         eprintln!("{:?}", capture.tracker().memory().layout());
         copy_all(capture.tracker().memory(), standby.memory());
 
@@ -54,5 +57,84 @@ async fn a_guest_continues_in_a_second_qemu_at_its_last_checkpoint() {
         .await;
         assert!(!guest.log_tail().contains("vmdescription"), "{}", guest.log_tail());
         drop(ending);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_stands_still_is_left_so_and_one_that_is_gone_is_told() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "")).await.unwrap());
+        let qmp = guest.qmp().await.unwrap();
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let mut epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        assert_eq!(qmp.status().await.unwrap(), RunState::Running);
+
+        qmp.stop().await.unwrap();
+        let refused = capture.checkpoint(epoch).await;
+        assert!(matches!(refused, Err(CaptureError::NotRunning { state: RunState::Paused })), "{refused:?}");
+        assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
+        qmp.cont().await.unwrap();
+        epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+
+        guest.kill().unwrap();
+        guest.exited().await;
+        let refused = capture.checkpoint(epoch).await;
+        assert!(matches!(refused, Err(CaptureError::Qmp(QmpError::Closed { .. }))), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_nobody_waits_for_leaves_the_guest_running_and_is_not_taken_for_whole() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "")).await.unwrap());
+        let mut events = guest.qmp().await.unwrap().events();
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let (one, two) = (capture.buffer().unwrap(), capture.buffer().unwrap());
+        // Polled once: it is under way, and then given up.
+        assert!(timeout(Duration::ZERO, capture.checkpoint(one)).await.is_err());
+        let resumed = async { while events.recv().await.unwrap().kind != EventKind::Resume {} };
+        timeout(PATIENCE, resumed).await.expect("the guest was not let go on");
+        let refused = capture.checkpoint(two).await;
+        assert!(matches!(refused, Err(CaptureError::Incomplete)), "{refused:?}");
+        // A new capture, with the whole memory, goes on.
+        drop(capture);
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        capture.checkpoint(capture.buffer().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_not_the_machines_is_refused() {
+    for (qemu, machine) in machines() {
+        let (first, second) = (Folders::new(), Folders::new());
+        let spec = tiny(&first, machine, 128, "");
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        let state = epoch.device_state;
+        let mut altered = state.clone();
+        altered[8..40].fill(0xff);
+        let cut = [&state[..state.len() / 2], &[0]].concat();
+
+        for (what, state) in
+            [("another format", &b"QEVM\0\0\0\x02x\0"[..]), ("garbage", &altered), ("half a state", &cut)]
+        {
+            let mut waiting = spec.clone();
+            waiting.paths = second.paths.clone();
+            waiting.memory = tracked(spec.memory_mib);
+            let standby = Standby::prepare(&qemu, &tcg(), &waiting).await.unwrap();
+            let ending = Ending(standby.guest().clone());
+            let refused = standby.resume(state).await;
+            let expected = match &refused {
+                Err(RestoreError::State(StateError::Header)) => what == "another format",
+                Err(RestoreError::Ended { .. } | RestoreError::Refused { .. }) => what != "another format",
+                Err(_) | Ok(_) => false,
+            };
+            assert!(expected, "{what}: {refused:?}");
+            ending.kill().unwrap();
+            ending.exited().await;
+        }
     }
 }

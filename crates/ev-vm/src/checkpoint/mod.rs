@@ -1,7 +1,7 @@
 //! Checkpoints of a running guest, and a second QEMU that continues from one.
 
 mod capture;
-mod copier;
+mod pause;
 mod standby;
 mod stream;
 

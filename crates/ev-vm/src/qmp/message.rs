@@ -99,7 +99,7 @@ fn shutdown_reason(name: &str) -> ShutdownReason {
 }
 
 /// `status` of `query-status`.
-pub(super) fn run_state(name: &str) -> RunState {
+pub(crate) fn run_state(name: &str) -> RunState {
     match name {
         "running" => RunState::Running,
         "paused" | "prelaunch" => RunState::Paused,

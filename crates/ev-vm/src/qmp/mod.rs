@@ -1,6 +1,7 @@
 //! A client of QEMU's control socket (QMP): commands with time limits, and events.
 
 mod connection;
+mod direct;
 mod message;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use connection::{Connection, Lines, REQUESTS_QUEUED_MAX, Request, lines};
+pub(crate) use direct::{Awaited, DirectQmp};
 use message::Message;
+pub(crate) use message::run_state;
 
 /// How long a command may take unless said otherwise.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(10);
@@ -202,24 +205,6 @@ impl Qmp {
             results.push(wait_for(answer, deadline, time_max, command).await);
         }
         results
-    }
-
-    /// Writes several commands in one go; each answer can be waited for on its own, within `time_max` from now.
-    pub(crate) async fn begin<const COUNT: usize>(
-        &self,
-        time_max: Duration,
-        commands: [(&'static str, Value); COUNT],
-    ) -> [impl Future<Output = Result<Value, QmpError>> + use<COUNT>; COUNT] {
-        let deadline = Instant::now() + time_max;
-        let mut request = Vec::with_capacity(COUNT);
-        let answers = commands.map(|(command, arguments)| {
-            let (sender, receiver) = oneshot::channel();
-            request.push(((command.to_owned(), arguments), sender));
-            wait_for(receiver, deadline, time_max, command)
-        });
-        // If it is not sent, the senders are dropped with it, and each answer says so.
-        let _ = timeout_at(deadline, self.requests.send(request)).await;
-        answers
     }
 
     async fn ask(

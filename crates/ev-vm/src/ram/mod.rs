@@ -10,6 +10,7 @@
 //! QEMU's table of descriptors after this process was replaced.
 
 mod blocks;
+mod faults;
 mod file;
 pub(crate) mod prepare;
 mod report;
@@ -22,4 +23,4 @@ pub use file::{FileId, RamFile};
 pub use prepare::{TrackedMemory, find_library};
 pub use staging::{PARTS_MAX, PASSES_MAX, StagedPage, Staging};
 pub use sys::{PAGE_BYTES, PageBytes};
-pub use tracker::{PassError, PassReport, RamTracker};
+pub use tracker::{FaultCount, PassError, PassReport, RamTracker, Writes};

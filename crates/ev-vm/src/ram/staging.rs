@@ -2,6 +2,7 @@
 //! later epoch. Nothing is allocated while it is filled; the memory of the copies is taken from the system where first
 //! used, and kept.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -23,7 +24,6 @@ const NOT_COPIED: u32 = u32::MAX;
 const ZERO: u32 = u32::MAX - 1;
 
 /// What one thread copied.
-#[derive(Debug)]
 pub(crate) struct Part {
     index: u32,
     copies: Buffer,
@@ -44,10 +44,15 @@ pub enum StagedPage<'a> {
 }
 
 /// The pages of one epoch.
-#[derive(Debug)]
 pub struct Staging {
     parts: Vec<Part>,
     places: Vec<AtomicU32>,
+}
+
+impl fmt::Debug for Staging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staging").field("copies", &self.copies()).finish_non_exhaustive()
+    }
 }
 
 impl Staging {

@@ -14,13 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::blocks::{Addresses, GuestMemory, PageNumber, TrackError};
+use super::faults::FaultCounter;
 use super::staging::{Part, Staging};
 use super::sys::{PAGE_BYTES_U64, WrittenRange, scan};
 
 /// The piece of memory that a thread looks through at a time.
-const STRIPE_PAGES: u32 = (32 << 20) / 4096;
+const STRIPE_PAGES: u32 = (16 << 20) / 4096;
+/// Pages that are copied without asking other threads for help.
+const PAGES_ALONE_MAX: u32 = 256;
 /// Ranges that one call of the kernel answers at most; there may be more calls.
-const RANGES_MAX: usize = 2048;
+const RANGES_MAX: usize = 512;
 
 /// Why a pass failed. Which pages were written is then not known any more.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +46,24 @@ pub struct PassReport {
     pub time: Duration,
 }
 
+/// Page faults that QEMU had had at an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FaultCount(u64);
+
+/// Whether there were writes since an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// Surely none to pages that a pass had looked at.
+    None,
+    /// There may be some: QEMU had page faults, of whatever kind.
+    Possible,
+}
+
 /// Looks which pages were written.
 #[derive(Debug)]
 pub struct RamTracker {
     pagemap: File,
+    faults: FaultCounter,
     memory: Arc<GuestMemory>,
     stripes: Vec<Addresses>,
 }
@@ -59,8 +76,9 @@ impl RamTracker {
     pub fn open(pid: u32) -> Result<Self, TrackError> {
         let memory = Arc::new(GuestMemory::of_process(pid)?);
         let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|source| TrackError::Process { source })?;
+        let faults = FaultCounter::of_process(pid).map_err(|source| TrackError::Process { source })?;
         let stripes = memory.addresses().iter().flat_map(stripes).collect();
-        let tracker = Self { pagemap, memory, stripes };
+        let tracker = Self { pagemap, faults, memory, stripes };
         // Said by the kernel itself: does it note writes there?
         tracker.arm().map_err(|error| match error {
             PassError::Scan { source } | PassError::Copy { source } => {
@@ -93,29 +111,59 @@ impl RamTracker {
         let start = Instant::now();
         let next = AtomicUsize::new(0);
         let (parts, places) = staging.split();
-        let work = |part: &mut Part| -> Result<u32, PassError> {
+        let Some((own, helpers)) = parts.split_first_mut() else { return Ok(PassReport::default()) };
+        // Not more than one stripe at a time, so that a thread that comes later finds work.
+        let stripe = |part: &mut Part, stripe: Addresses| -> Result<u32, PassError> {
             let mut found = [WrittenRange::default(); RANGES_MAX];
             let mut pages = 0;
-            while let Some(stripe) = self.stripes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.written(*stripe, &mut found, |first, count| {
-                    pages += count;
-                    part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
-                })?;
-            }
+            self.written(stripe, &mut found, |first, count| {
+                pages += count;
+                part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
+            })?;
             Ok(pages)
         };
-        let Some((own, others)) = parts.split_first_mut() else { return Ok(PassReport::default()) };
+        let take = || self.stripes.get(next.fetch_add(1, Ordering::Relaxed)).copied();
         let pages = std::thread::scope(|scope| {
-            let work = &work;
-            let helpers: Vec<_> = others.iter_mut().map(|part| scope.spawn(move || work(part))).collect();
-            let mut pages = work(own)?;
-            for helper in helpers {
+            let (stripe, take) = (&stripe, &take);
+            let mut idle = helpers.iter_mut();
+            let mut running = Vec::new();
+            let mut pages = 0;
+            while let Some(next) = take() {
+                pages += stripe(own, next)?;
+                // Looking is not faster with more threads, copying is; to begin one takes as long as to copy some pages.
+                if pages > PAGES_ALONE_MAX {
+                    running.extend(idle.by_ref().map(|part| {
+                        scope.spawn(move || {
+                            std::iter::from_fn(take).try_fold(0, |pages, next| Ok(pages + stripe(part, next)?))
+                        })
+                    }));
+                }
+            }
+            for helper in running {
                 // A panic in a helper is one in this pass.
                 pages += helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             }
             Ok(pages)
         })?;
         Ok(PassReport { pages, time: start.elapsed() })
+    }
+
+    /// An instant, for [`Self::writes_since`].
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn now(&self) -> io::Result<FaultCount> {
+        self.faults.count().map(FaultCount)
+    }
+
+    /// Whether a pass that began after `instant` found all that has been written up to now. It takes far less time than
+    /// another pass. What is written to a page before that pass looks at it is found by the pass; what is written after
+    /// it has looked is a page fault in QEMU, which the kernel counts.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn writes_since(&self, instant: FaultCount) -> io::Result<Writes> {
+        Ok(if self.now()? == instant { Writes::None } else { Writes::Possible })
     }
 
     /// Calls `each` with the runs of written pages in a stripe, after the kernel has begun to note writes anew there.

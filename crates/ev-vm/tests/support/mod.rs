@@ -124,7 +124,7 @@ fn boot_sector(folder: &Path) -> Vec<u8> {
 }
 
 /// A program in this folder, as it lies in memory from `address` on.
-fn assemble(folder: &Path, name: &str, address: &str) -> Vec<u8> {
+pub fn assemble(folder: &Path, name: &str, address: &str) -> Vec<u8> {
     let (object, binary) = (folder.join("boot.o"), folder.join("boot.bin"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(name);
     assert!(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source).status().unwrap().success());

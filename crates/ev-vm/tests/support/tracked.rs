@@ -122,13 +122,21 @@ impl Image {
         image
     }
 
-    pub fn apply(&mut self, staging: &Staging) {
+    /// Returns how many pages really are others now.
+    pub fn apply(&mut self, staging: &Staging) -> usize {
+        let mut changed = 0;
         for (page, content) in staging.pages() {
-            match content {
-                StagedPage::Bytes(bytes) => self.bytes[range(page)].copy_from_slice(bytes),
-                StagedPage::Zero => self.bytes[range(page)].fill(0),
+            let bytes = match content {
+                StagedPage::Bytes(bytes) => bytes,
+                StagedPage::Zero => &[0; PAGE_BYTES],
+            };
+            let kept = &mut self.bytes[range(page)];
+            if kept != bytes {
+                changed += 1;
+                kept.copy_from_slice(bytes);
             }
         }
+        changed
     }
 
     /// Pages that differ from the memory, which must stand still.

@@ -1,0 +1,128 @@
+//! What the capture's thread does: passes, and the pause. One owner, no lock; it blocks.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::capture::{CaptureError, Checkpoint, EpochBuffer, PAUSE_TIME_MAX, PauseTimes};
+use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
+use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, run_state};
+use crate::ram::{PassError, PassReport, RamTracker, Writes};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Completeness {
+    /// All written pages were handed out, or are still noted by the kernel.
+    Whole,
+    /// A pass or checkpoint did not come to its end.
+    Lost,
+}
+
+#[derive(Debug)]
+pub(super) struct Checkpointer {
+    qmp: DirectQmp,
+    tracker: Arc<RamTracker>,
+    completeness: Completeness,
+}
+
+/// What [`Checkpointer::take`] found, beside what it put into the buffer.
+struct Taken {
+    pause_pages: u32,
+    times: PauseTimes,
+}
+
+impl Checkpointer {
+    pub(super) fn new(qmp: DirectQmp, tracker: Arc<RamTracker>) -> Self {
+        Self { qmp, tracker, completeness: Completeness::Whole }
+    }
+
+    /// What was handed out reached nobody.
+    pub(super) fn lost(&mut self) {
+        self.completeness = Completeness::Lost;
+    }
+
+    fn begin(&mut self) -> Result<(), CaptureError> {
+        match std::mem::replace(&mut self.completeness, Completeness::Lost) {
+            Completeness::Whole => Ok(()),
+            Completeness::Lost => Err(CaptureError::Incomplete),
+        }
+    }
+
+    pub(super) fn precopy(&mut self, epoch: &mut EpochBuffer) -> Result<PassReport, CaptureError> {
+        self.begin()?;
+        let report = self.tracker.copy_written(&mut epoch.pages)?;
+        self.completeness = Completeness::Whole;
+        Ok(report)
+    }
+
+    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer) -> Result<Checkpoint, CaptureError> {
+        self.qmp.forget()?;
+        self.begin()?;
+        let start = Instant::now();
+        let deadline = start + PAUSE_TIME_MAX;
+        let save = json!({ "filename": self.tracker.memory().state_path(), "live": false });
+        let id = self.qmp.write(&[("stop", Value::Null), ("xen-save-devices-state", save)])?;
+        let stop = Awaited { id, command: "stop", time_max: PAUSE_TIME_MAX, deadline };
+        let saved = Awaited { id: id.next(), command: "xen-save-devices-state", ..stop };
+        // QEMU says so before it answers, and only if the guest ran.
+        let mut heard_stop = false;
+        let stopped = self.qmp.answer(stop, |event| heard_stop |= event.kind == EventKind::Stop);
+        if stopped.is_ok() && !heard_stop {
+            return self.was_not_running(saved);
+        }
+        let taken = match stopped {
+            Ok(_) => self.take(&mut epoch, saved, start),
+            Err(error) => Err(error.into()),
+        };
+        // In any case: also a `stop` that was not answered will be carried out, and this after it.
+        let running = self.qmp.run("cont", Value::Null, PAUSE_TIME_MAX);
+        let Taken { pause_pages, mut times } = taken?;
+        running?;
+        times.running = start.elapsed();
+        self.completeness = Completeness::Whole;
+        Ok(Checkpoint { epoch, pause_pages, times })
+    }
+
+    /// The state that was saved is no checkpoint then: the guest's last instant was before this.
+    fn was_not_running(&mut self, saved: Awaited) -> Result<Checkpoint, CaptureError> {
+        self.qmp.answer(saved, |_| {})?;
+        let status = self.qmp.run("query-status", Value::Null, PAUSE_TIME_MAX)?;
+        let name = status.get("status").and_then(Value::as_str).ok_or(QmpError::Protocol)?;
+        self.completeness = Completeness::Whole;
+        Err(CaptureError::NotRunning { state: run_state(name) })
+    }
+
+    /// While the guest stands still.
+    fn take(&mut self, epoch: &mut EpochBuffer, saved: Awaited, start: Instant) -> Result<Taken, CaptureError> {
+        let scan_error = |source| PassError::Scan { source };
+        let mut times = PauseTimes { stopped: start.elapsed(), ..PauseTimes::default() };
+        let before = self.tracker.now().map_err(scan_error)?;
+        let mut pause_pages = self.tracker.copy_written(&mut epoch.pages)?.pages;
+        times.copied = start.elapsed();
+        self.qmp.answer(saved, |_| {})?;
+        times.devices_saved = start.elapsed();
+        if self.tracker.writes_since(before).map_err(scan_error)? == Writes::Possible {
+            pause_pages += self.tracker.copy_written(&mut epoch.pages)?.pages;
+        }
+        self.read_state(&mut epoch.device_state)?;
+        times.last_pass = start.elapsed();
+        Ok(Taken { pause_pages, times })
+    }
+
+    fn read_state(&self, into: &mut Vec<u8>) -> Result<(), CaptureError> {
+        let read_error = |source| CaptureError::ReadState { source };
+        let file = self.tracker.memory().state_file();
+        let length = file.metadata().map_err(read_error)?.len();
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        if bytes > DEVICE_STATE_BYTES_MAX {
+            return Err(StateError::TooLong { bytes }.into());
+        }
+        into.resize(bytes, 0);
+        file.read_exact_at(into, 0).map_err(read_error)?;
+        Ok(check_state(into)?)
+    }
+}
+
+/// How long QEMU may take to answer a new connection.
+pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);

@@ -1,0 +1,201 @@
+//! No written page is missed: an image that is kept by tracked pages alone is the same as the memory, byte by byte,
+//! whoever wrote it: the emulator, a processor under KVM, or QEMU's own devices.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use ev_vm::ram::{RamTracker, Staging, TrackError, Writes};
+use ev_vm::{Accelerator, Guest, Qemu, StartState};
+use serde_json::json;
+use support::tracked::{Ending, Image, machines, said, tiny, tracked, until_said};
+use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, assemble, tcg, until};
+use tokio::time::{sleep, timeout};
+
+/// Looks at the whole memory, each after some passes while the guest ran on.
+const LOOKS: u32 = 25;
+const THREADS: usize = 2;
+
+/// Follows a running guest's memory, and stops it now and then to compare. Returns how many changed pages there were.
+async fn follow(guest: &Guest) -> usize {
+    let qmp = guest.qmp().await.unwrap();
+    let tracker = RamTracker::open(guest.pid()).unwrap();
+    let mut staging = Staging::new(&tracker.memory().layout(), THREADS).unwrap();
+    let mut image = Image::of(tracker.memory());
+    let mut changed = 0;
+    for look in 0..LOOKS {
+        for pass in 0..look % 4 {
+            tracker.copy_written(&mut staging).unwrap();
+            // The guest is to write for different times; nothing is waited for.
+            sleep(Duration::from_millis(u64::from(look * pass % 7))).await;
+        }
+        qmp.stop().await.unwrap();
+        let instant = tracker.now().unwrap();
+        tracker.copy_written(&mut staging).unwrap();
+        // QEMU itself may write memory when it saves its devices; if it had no page fault, it did not.
+        let save = json!({ "filename": "device-state", "live": false });
+        qmp.execute("xen-save-devices-state", save).await.unwrap();
+        if tracker.writes_since(instant).unwrap() == Writes::Possible {
+            tracker.copy_written(&mut staging).unwrap();
+        }
+        changed += image.apply(&staging);
+        staging.clear();
+        let differences = image.differences(&tracker);
+        assert!(differences.is_empty(), "look {look}: {} pages were missed: {differences:?}", differences.len());
+        qmp.cont().await.unwrap();
+    }
+    changed
+}
+
+#[tokio::test]
+async fn no_page_that_the_emulator_writes_is_missed() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let spec = tiny(&folders, machine, 192, "ev.memory=24");
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        // From the first instructions on, through the kernel's start.
+        let early = follow(&guest).await;
+        until_said(&folders, "memory 1 round").await;
+        let late = follow(&guest).await;
+        assert!(early > 1000 && late > 1000, "{early} and {late} pages: the guest did too little for a test");
+        assert!(!said(&folders).contains("BAD"));
+    }
+}
+
+#[tokio::test]
+async fn no_page_that_a_device_writes_is_missed() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let disk = folders.boot_disk();
+        let mut bytes = assemble(&folders.paths.state_dir, "disk_reader.s", "0x7c00");
+        let mut state = 1_u64;
+        bytes.resize_with(usize::try_from(DISK_BYTES).unwrap(), || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        });
+        std::fs::write(&disk, bytes).unwrap();
+        let _server = DiskServer::start(&disk, &folders.paths.nbd(0)).await;
+        let mut spec = folders.spec(machine);
+        spec.memory = tracked(spec.memory_mib);
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        until_said(&folders, "rr").await;
+        let before = guest.qmp().await.unwrap().disk_statistics(0).await.unwrap();
+        let changed = follow(&guest).await;
+        let after = guest.qmp().await.unwrap().disk_statistics(0).await.unwrap();
+        assert!(after.read_bytes > before.read_bytes + DISK_BYTES, "the disk was hardly read: {before:?}, {after:?}");
+        assert!(changed > 500, "{changed} pages");
+        assert!(!said(&folders).contains('E'), "the guest could not read its disk");
+    }
+}
+
+/// The mark that the test runs with a `/dev/kvm` that QEMU's user may open.
+const WITH_KVM: &str = "EVENKEEL_TEST_WITH_KVM";
+
+/// Runs this test program again in a mount namespace of its own, where `/dev/kvm` is open to everyone.
+fn again_with_kvm(test: &str) {
+    const SCRIPT: &str = "mount -t tmpfs none /mnt && cp -a /dev/kvm /mnt/kvm && chmod 0666 /mnt/kvm && \
+                          mount --bind /mnt/kvm /dev/kvm && exec \"$0\" --exact \"$1\" --nocapture";
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT]).arg(program).arg(test).env(WITH_KVM, "1");
+    assert!(command.status().unwrap().success(), "the test with KVM failed; its output is above");
+}
+
+#[test]
+fn no_page_that_a_processor_under_kvm_writes_is_missed() {
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("not tried: this machine has no /dev/kvm");
+        return;
+    }
+    if std::env::var_os(WITH_KVM).is_none() {
+        return again_with_kvm("no_page_that_a_processor_under_kvm_writes_is_missed");
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        for (qemu, machine) in machines() {
+            under_kvm(qemu, machine).await;
+        }
+    });
+}
+
+async fn under_kvm(mut qemu: Qemu, machine: &str) {
+    let folders = Folders::new();
+    // Firmware of our own, found before the usual one.
+    let data = folders.paths.library_dir.join("firmware");
+    std::fs::create_dir(&data).unwrap();
+    let firmware = assemble(&folders.paths.state_dir, "bios_writer.s", "0");
+    std::fs::write(data.join("bios-256k.bin"), firmware).unwrap();
+    for folder in [&data, &folders.paths.library_dir, folders.paths.library_dir.parent().unwrap()] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder, open).unwrap();
+    }
+    qemu.data_dirs.insert(0, data);
+    let mut spec = folders.spec(machine);
+    spec.disks.clear();
+    spec.nics.clear();
+    spec.memory = tracked(spec.memory_mib);
+    spec.start = StartState::Running;
+    let guest = Ending(Guest::start(&qemu, &Accelerator::Kvm, &spec).await.unwrap());
+    let changed = timeout(PATIENCE, follow(&guest)).await.unwrap();
+    assert!(changed > 200, "{changed} pages: the guest did too little for a test; QEMU said: {}", guest.log_tail());
+}
+
+#[tokio::test]
+async fn a_guest_that_writes_has_page_faults_and_one_that_stands_still_has_none() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=8")).await.unwrap());
+        until_said(&folders, "memory 1 round").await;
+        let qmp = guest.qmp().await.unwrap();
+        let tracker = RamTracker::open(guest.pid()).unwrap();
+        let mut staging = Staging::new(&tracker.memory().layout(), THREADS).unwrap();
+        let mut still = 0;
+        for _ in 0..10 {
+            tracker.copy_written(&mut staging).unwrap();
+            let instant = tracker.now().unwrap();
+            until("a write", || tracker.writes_since(instant).unwrap() == Writes::Possible).await;
+            qmp.stop().await.unwrap();
+            tracker.copy_written(&mut staging).unwrap();
+            let instant = tracker.now().unwrap();
+            qmp.status().await.unwrap();
+            still += usize::from(tracker.writes_since(instant).unwrap() == Writes::None);
+            qmp.cont().await.unwrap();
+            staging.clear();
+        }
+        assert!(still > 0, "QEMU always had page faults: the last pass is never left out");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_without_tracked_memory_says_so() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let mut spec = folders.spec(machine);
+        spec.disks.clear();
+        spec.start = StartState::Stopped;
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let refused = RamTracker::open(guest.pid());
+        assert!(matches!(refused, Err(TrackError::NotPrepared { pid }) if pid == guest.pid()), "{refused:?}");
+    }
+}
+
+/// QEMU must live, whatever becomes of the library.
+#[tokio::test]
+async fn a_library_that_does_not_load_leaves_qemu_running_and_is_told() {
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let mut spec = folders.spec(machine);
+        spec.disks.clear();
+        spec.start = StartState::Stopped;
+        let library = folders.paths.library_dir.join("not-a-library.so");
+        std::fs::write(&library, "nothing that the loader knows").unwrap();
+        let ev_vm::Memory::Tracked(mut memory) = tracked(spec.memory_mib) else { panic!("tracked") };
+        memory.library = library;
+        spec.memory = ev_vm::Memory::Tracked(memory);
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        let refused = RamTracker::open(guest.pid());
+        assert!(matches!(refused, Err(TrackError::NotLoaded)), "{refused:?}");
+        assert_eq!(guest.qmp().await.unwrap().status().await.unwrap(), ev_vm::RunState::Paused);
+    }
+}
