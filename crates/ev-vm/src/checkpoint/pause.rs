@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::capture::{CaptureError, Checkpoint, EpochBuffer, PAUSE_TIME_MAX, PauseTimes};
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
-use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, run_state};
+use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
 use crate::ram::{PassError, PassReport, RamTracker, Writes};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,15 +59,17 @@ impl Checkpointer {
     pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer) -> Result<Checkpoint, CaptureError> {
         self.qmp.forget()?;
         self.begin()?;
+        // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
+        let stop = self.qmp.write_most("stop")?;
+        std::thread::sleep(READ_TIME);
         let start = Instant::now();
-        let deadline = start + PAUSE_TIME_MAX;
+        let awaited = |id, command| Awaited { id, command, time_max: PAUSE_TIME_MAX, deadline: start + PAUSE_TIME_MAX };
         let save = json!({ "filename": self.tracker.memory().state_path(), "live": false });
-        let id = self.qmp.write(&[("stop", Value::Null), ("xen-save-devices-state", save)])?;
-        let stop = Awaited { id, command: "stop", time_max: PAUSE_TIME_MAX, deadline };
-        let saved = Awaited { id: id.next(), command: "xen-save-devices-state", ..stop };
+        let (save, cont) = self.qmp.finish_and_write(("xen-save-devices-state", &save), "cont")?;
+        let saved = awaited(save, "xen-save-devices-state");
         // QEMU says so before it answers, and only if the guest ran.
         let mut heard_stop = false;
-        let stopped = self.qmp.answer(stop, |event| heard_stop |= event.kind == EventKind::Stop);
+        let stopped = self.qmp.answer(awaited(stop, "stop"), |event| heard_stop |= event.kind == EventKind::Stop);
         if stopped.is_ok() && !heard_stop {
             return self.was_not_running(saved);
         }
@@ -76,7 +78,9 @@ impl Checkpointer {
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
-        let running = self.qmp.run("cont", Value::Null, PAUSE_TIME_MAX);
+        self.qmp.finish("cont")?;
+        let deadline = Instant::now() + PAUSE_TIME_MAX;
+        let running = self.qmp.answer(Awaited { deadline, ..awaited(cont, "cont") }, |_| {});
         let Taken { pause_pages, mut times } = taken?;
         running?;
         times.running = start.elapsed();
@@ -87,6 +91,7 @@ impl Checkpointer {
     /// The state that was saved is no checkpoint then: the guest's last instant was before this.
     fn was_not_running(&mut self, saved: Awaited) -> Result<Checkpoint, CaptureError> {
         self.qmp.answer(saved, |_| {})?;
+        self.qmp.cancel("cont")?;
         let status = self.qmp.run("query-status", Value::Null, PAUSE_TIME_MAX)?;
         let name = status.get("status").and_then(Value::as_str).ok_or(QmpError::Protocol)?;
         self.completeness = Completeness::Whole;

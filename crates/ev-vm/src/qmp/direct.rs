@@ -17,6 +17,8 @@ use super::connection::LINE_BYTES_MAX;
 use super::message::{Message, command_line, parse};
 use super::{Event, QmpError};
 
+/// How long QEMU takes to read a short command: it does so byte by byte, with some eight system calls each.
+pub(crate) const READ_TIME: Duration = Duration::from_micros(200);
 /// How long an answer is looked for again and again.
 const LOOK_TIME_MAX: Duration = Duration::from_millis(20);
 /// How often it is.
@@ -25,15 +27,9 @@ const LOOK_INTERVAL: Duration = Duration::from_micros(30);
 const TIMER_SLACK_NS: u64 = 1_000;
 const READ_BYTES: usize = 16 << 10;
 
-/// A number of commands that were written in one go: each one's answer comes with the next id.
+/// By which an answer is told to be a command's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CommandId(u64);
-
-impl CommandId {
-    pub(crate) fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct DirectQmp {
@@ -84,7 +80,7 @@ impl DirectQmp {
         arguments: Value,
         time_max: Duration,
     ) -> Result<Value, QmpError> {
-        let id = self.write(&[(command, arguments)])?;
+        let id = self.write(command, &arguments)?;
         self.answer(Awaited { id, command, time_max, deadline: Instant::now() + time_max }, |_| {})
     }
 
@@ -94,18 +90,56 @@ impl DirectQmp {
         Ok(())
     }
 
-    /// Writes commands in one go. Returns the first one's id.
-    pub(crate) fn write(&mut self, commands: &[(&'static str, Value)]) -> Result<CommandId, QmpError> {
-        let first = self.next_id;
-        let mut text = String::new();
-        for (command, arguments) in commands {
-            text.push_str(&command_line(self.next_id, command, arguments));
-            self.next_id += 1;
-        }
-        let command = commands.first().map_or("", |(command, _)| command);
+    fn number(&mut self) -> CommandId {
+        let id = CommandId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    /// Writes a command, all of it.
+    fn write(&mut self, command: &'static str, arguments: &Value) -> Result<CommandId, QmpError> {
+        let id = self.number();
+        self.put(&command_line(id.0, command, arguments), command)?;
+        Ok(id)
+    }
+
+    /// Writes a command but for its last byte. QEMU takes some microseconds for each byte that it reads, so this is done
+    /// while nobody waits. [`Self::finish`] is needed next, or [`Self::cancel`].
+    pub(crate) fn write_most(&mut self, command: &'static str) -> Result<CommandId, QmpError> {
+        let id = self.number();
+        let line = command_line(id.0, command, &Value::Null);
+        self.put(line.trim_end_matches(['}', '\n']), command)?;
+        Ok(id)
+    }
+
+    /// Writes the last byte of a command, which QEMU then runs, then a whole one, then most of a third.
+    pub(crate) fn finish_and_write(
+        &mut self,
+        whole: (&'static str, &Value),
+        most: &'static str,
+    ) -> Result<(CommandId, CommandId), QmpError> {
+        let (second, third) = (self.number(), self.number());
+        let mut text = String::from("}");
+        text.push_str(&command_line(second.0, whole.0, whole.1));
+        text.push_str(command_line(third.0, most, &Value::Null).trim_end_matches(['}', '\n']));
+        self.put(&text, whole.0)?;
+        Ok((second, third))
+    }
+
+    /// Writes the last byte of a command; QEMU runs it.
+    pub(crate) fn finish(&mut self, command: &'static str) -> Result<(), QmpError> {
+        self.put("}", command)
+    }
+
+    /// Makes the command that was begun one that QEMU does not know; it refuses it.
+    pub(crate) fn cancel(&mut self, command: &'static str) -> Result<(), QmpError> {
+        self.put(",\"cancel\":0}", command)
+    }
+
+    fn put(&mut self, text: &str, command: &str) -> Result<(), QmpError> {
         // A few hundred bytes into an empty socket: they fit, or QEMU is stuck.
         match self.stream.write(text.as_bytes()) {
-            Ok(count) if count == text.len() => Ok(CommandId(first)),
+            Ok(count) if count == text.len() => Ok(()),
             Ok(_) | Err(_) => Err(self.closed(command)),
         }
     }
