@@ -7,7 +7,7 @@ use std::time::Duration;
 use ev_vm::checkpoint::{Capture, CaptureError, RestoreError, Standby, StateError};
 use ev_vm::{EventKind, Guest, QmpError, RunState};
 use support::tracked::{Ending, apply, copy_all, machines, round, said, tiny, tracked, until_said};
-use support::{Folders, PATIENCE, tcg, until};
+use support::{DiskServer, Folders, PATIENCE, Serial, tcg, until};
 use tokio::time::timeout;
 
 const CHECKPOINTS: usize = 40;
@@ -57,6 +57,40 @@ async fn a_guest_continues_in_a_second_qemu_at_its_last_checkpoint() {
         .await;
         assert!(!guest.log_tail().contains("vmdescription"), "{}", guest.log_tail());
         drop(ending);
+    }
+}
+
+/// With a disk, a NIC and the firmware's memory: what a device does after the takeover works too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_continued_guest_uses_its_disk_and_its_serial_port() {
+    for (qemu, machine) in machines() {
+        let (first, second) = (Folders::new(), Folders::new());
+        let _disk = DiskServer::start(&first.boot_disk(), &first.paths.nbd(0)).await;
+        let _copy = DiskServer::start(&second.boot_disk(), &second.paths.nbd(0)).await;
+        let mut spec = first.spec(machine);
+        spec.memory = tracked(spec.memory_mib);
+        let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+        Serial::connect(&first.paths).await.expect("READY\n").await;
+        let mut waiting = second.spec(machine);
+        waiting.memory = tracked(spec.memory_mib);
+        let standby = Standby::prepare(&qemu, &tcg(), &waiting).await.unwrap();
+        let _ending = Ending(standby.guest().clone());
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        copy_all(capture.tracker().memory(), standby.memory());
+        let epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        apply(&epoch.pages, standby.memory());
+        guest.kill().unwrap();
+        guest.exited().await;
+
+        let (guest, _) = standby.resume(&epoch.device_state).await.unwrap();
+        let mut serial = Serial::connect(&second.paths).await;
+        serial.send("w").await;
+        serial.expect("b").await;
+        let statistics = guest.qmp().await.unwrap().disk_statistics(0).await.unwrap();
+        assert_eq!(statistics.write_bytes, 512);
+        // It can be protected anew at once.
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        capture.checkpoint(capture.buffer().unwrap()).await.unwrap();
     }
 }
 

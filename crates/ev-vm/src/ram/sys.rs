@@ -186,24 +186,44 @@ const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 
-/// Finds the written pages of `start..end` and has the kernel note their next write. Returns how many places of
-/// `found` were filled and up to which address it came: to `end`, unless `found` was full.
+/// What to do with the written pages that are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Find {
+    /// Find the first one only. For a guest under KVM this is far cheaper, as the kernel then does not take the range
+    /// out of the guest's second page tables.
+    First,
+    /// Find them all, and have the kernel note their next write.
+    AllAndRearm,
+}
+
+/// Finds the written pages of `start..end`. Returns how many places of `found` were filled and up to which address it
+/// came: to `end`, unless `found` was full.
 ///
 /// The mask of exactly `PAGE_IS_WRITTEN` takes the kernel's path in which a page that is not mapped counts as written,
 /// where its page table exists: so a page that was written and then swapped out is not missed.
-pub(crate) fn scan(pagemap: &File, start: u64, end: u64, found: &mut [WrittenRange]) -> io::Result<(usize, u64)> {
+pub(crate) fn scan(
+    pagemap: &File,
+    find: Find,
+    start: u64,
+    end: u64,
+    found: &mut [WrittenRange],
+) -> io::Result<(usize, u64)> {
+    let (flags, max_pages) = match find {
+        Find::First => (PM_SCAN_CHECK_WPASYNC, 1),
+        Find::AllAndRearm => (PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, 0),
+    };
     let size = u64::try_from(size_of::<ScanArgument>()).map_err(io::Error::other)?;
     let vector_length = u64::try_from(found.len()).map_err(io::Error::other)?;
     let vector = u64::try_from(found.as_mut_ptr().expose_provenance()).map_err(io::Error::other)?;
     let mut argument = ScanArgument {
         size,
-        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        flags,
         start,
         end,
         walk_end: start,
         vector,
         vector_length,
-        max_pages: 0,
+        max_pages,
         category_inverted: 0,
         category_mask: PAGE_IS_WRITTEN,
         category_anyof_mask: 0,

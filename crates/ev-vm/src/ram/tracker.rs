@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::blocks::{Addresses, GuestMemory, PageNumber, TrackError};
 use super::faults::FaultCounter;
 use super::staging::{Part, Staging};
-use super::sys::{PAGE_BYTES_U64, WrittenRange, scan};
+use super::sys::{Find, PAGE_BYTES_U64, WrittenRange, scan};
 
 /// The piece of memory that a thread looks through at a time.
 const STRIPE_PAGES: u32 = (16 << 20) / 4096;
@@ -176,12 +176,11 @@ impl RamTracker {
         let scan_error = |source| PassError::Scan { source };
         let odd = || scan_error(io::ErrorKind::InvalidData.into());
         let end = stripe.start + u64::from(stripe.pages) * PAGE_BYTES_U64;
-        let mut from = stripe.start;
+        let (count, _) = scan(&self.pagemap, Find::First, stripe.start, end, found).map_err(scan_error)?;
+        let Some(first) = found.get(..count).and_then(<[_]>::first) else { return Ok(()) };
+        let mut from = first.start;
         while from < end {
-            let (count, reached) = match scan(&self.pagemap, from, end, found) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(scan_error(error)),
-                other => other.map_err(scan_error)?,
-            };
+            let (count, reached) = scan(&self.pagemap, Find::AllAndRearm, from, end, found).map_err(scan_error)?;
             for range in found.get(..count).ok_or_else(odd)? {
                 let within = range.start.checked_sub(stripe.start).ok_or_else(odd)? / PAGE_BYTES_U64;
                 let pages = range.end.checked_sub(range.start).ok_or_else(odd)? / PAGE_BYTES_U64;
