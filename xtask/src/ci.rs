@@ -27,6 +27,8 @@ pub fn test(nextest: &[String]) -> Result<()> {
     guests::make()?;
     heading("building");
     show(cargo().args(["build", "--workspace", "--bins"]))?;
+    // No program links it: QEMU loads it.
+    show(cargo().args(["build", "--package", "ev-ramtrack"]))?;
     heading("testing");
     let mut tests = cargo();
     tests.args(["nextest", "run", "--workspace"]).args(nextest);

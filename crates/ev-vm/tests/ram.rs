@@ -93,14 +93,13 @@ async fn no_page_that_a_device_writes_is_missed() {
 /// The mark that the test runs with a `/dev/kvm` that QEMU's user may open.
 const WITH_KVM: &str = "EVENKEEL_TEST_WITH_KVM";
 
-/// Runs this test program again in a mount namespace of its own, where `/dev/kvm` is open to everyone.
-fn again_with_kvm(test: &str) {
-    const SCRIPT: &str = "mount -t tmpfs none /mnt && cp -a /dev/kvm /mnt/kvm && chmod 0666 /mnt/kvm && \
-                          mount --bind /mnt/kvm /dev/kvm && exec \"$0\" --exact \"$1\" --nocapture";
+/// Runs one of this program's tests again in a mount namespace of its own, prepared by a line of shell.
+fn again(test: &str, mark: &str, prepare: &str) {
+    let script = format!("mount -t tmpfs none /mnt && {prepare} && exec \"$0\" --exact \"$1\" --nocapture");
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", SCRIPT]).arg(program).arg(test).env(WITH_KVM, "1");
-    assert!(command.status().unwrap().success(), "the test with KVM failed; its output is above");
+    command.args(["--mount", "sh", "-c", &script]).arg(program).arg(test).env(mark, "1");
+    assert!(command.status().unwrap().success(), "{test} failed in its own namespace; its output is above");
 }
 
 #[test]
@@ -110,7 +109,8 @@ fn no_page_that_a_processor_under_kvm_writes_is_missed() {
         return;
     }
     if std::env::var_os(WITH_KVM).is_none() {
-        return again_with_kvm("no_page_that_a_processor_under_kvm_writes_is_missed");
+        let open = "cp -a /dev/kvm /mnt/kvm && chmod 0666 /mnt/kvm && mount --bind /mnt/kvm /dev/kvm";
+        return again("no_page_that_a_processor_under_kvm_writes_is_missed", WITH_KVM, open);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         for (qemu, machine) in machines() {
@@ -198,4 +198,29 @@ async fn a_library_that_does_not_load_leaves_qemu_running_and_is_told() {
         assert!(matches!(refused, Err(TrackError::NotLoaded)), "{refused:?}");
         assert_eq!(guest.qmp().await.unwrap().status().await.unwrap(), ev_vm::RunState::Paused);
     }
+}
+
+/// The mark that the test runs where `/dev/userfaultfd` is something else.
+const WITHOUT_DEVICE: &str = "EVENKEEL_TEST_WITHOUT_USERFAULTFD";
+
+#[test]
+fn a_kernel_that_does_not_track_is_told_and_qemu_runs() {
+    if std::env::var_os(WITHOUT_DEVICE).is_none() {
+        let hide = "mount --bind /dev/null /dev/userfaultfd";
+        return again("a_kernel_that_does_not_track_is_told_and_qemu_runs", WITHOUT_DEVICE, hide);
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        for (qemu, machine) in machines() {
+            let folders = Folders::new();
+            let mut spec = folders.spec(machine);
+            spec.disks.clear();
+            spec.memory = tracked(spec.memory_mib);
+            let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
+            let refused = RamTracker::open(guest.pid());
+            let expected =
+                matches!(&refused, Err(TrackError::Unsupported { step, .. }) if step == "userfaultfd-device");
+            assert!(expected, "{refused:?}");
+            assert_eq!(guest.qmp().await.unwrap().status().await.unwrap(), ev_vm::RunState::Running);
+        }
+    });
 }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! All of it happens on a thread of its own, which ends what it has begun: a caller that gives up leaves the guest
-//! running. A failure leaves it running too, if it ran before, but what was written may then be lost to this capture
-//! ([`CaptureError::Incomplete`] from then on): the standby needs the whole memory again.
+//! running. A failure leaves it running too, if it ran before. If what was written is then lost to this capture
+//! ([`NotTaken::epoch`], [`CaptureError::Incomplete`] from then on), the standby needs the whole memory again.
 
 use std::fmt;
 use std::io;
@@ -54,6 +54,18 @@ pub enum CaptureError {
     State(#[from] StateError),
     #[error("an earlier pass or checkpoint did not come to its end; start the capture anew, with the whole memory")]
     Incomplete,
+}
+
+/// A checkpoint that was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotTaken {
+    /// Why.
+    #[source]
+    pub error: CaptureError,
+    /// The buffer, if no page was lost: the next checkpoint goes on with it as it is, and is as good as this one would
+    /// have been. Without it the capture is of no use any more.
+    pub epoch: Option<Box<EpochBuffer>>,
 }
 
 /// What a checkpoint is made of.
@@ -103,11 +115,11 @@ pub struct Checkpoint {
     pub times: PauseTimes,
 }
 
-type Answer<T> = oneshot::Sender<Result<T, CaptureError>>;
+type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 enum Request {
-    Precopy(EpochBuffer, Answer<(EpochBuffer, PassReport)>),
-    Checkpoint(EpochBuffer, Answer<Checkpoint>),
+    Precopy(EpochBuffer, Answer<(EpochBuffer, PassReport), CaptureError>),
+    Checkpoint(EpochBuffer, Answer<Checkpoint, NotTaken>),
 }
 
 /// Takes checkpoints of one guest. Nobody else may stop it or let it go on meanwhile.
@@ -157,22 +169,23 @@ impl Capture {
     /// # Errors
     /// Pages were lost; see [`CaptureError::Incomplete`]. So they are if the future is dropped.
     pub async fn precopy(&mut self, epoch: EpochBuffer) -> Result<(EpochBuffer, PassReport), CaptureError> {
-        self.ask(|answer| Request::Precopy(epoch, answer)).await
+        self.ask(|answer| Request::Precopy(epoch, answer)).await.ok_or(CaptureError::Incomplete)?
     }
 
     /// Stops the guest, takes its checkpoint, and lets it go on.
     ///
     /// # Errors
-    /// The guest did not run: then all is as before. Otherwise pages were lost; see [`CaptureError::Incomplete`]. So
-    /// they are if the future is dropped.
-    pub async fn checkpoint(&mut self, epoch: EpochBuffer) -> Result<Checkpoint, CaptureError> {
-        self.ask(|answer| Request::Checkpoint(epoch, answer)).await
+    /// The guest did not run, or did not stop in time; see [`NotTaken`]. If the future is dropped, pages are lost.
+    pub async fn checkpoint(&mut self, epoch: EpochBuffer) -> Result<Checkpoint, NotTaken> {
+        let gone = || NotTaken { error: CaptureError::Incomplete, epoch: None };
+        self.ask(|answer| Request::Checkpoint(epoch, answer)).await.ok_or_else(gone)?
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, CaptureError> {
+    /// `None`: the thread is gone, or still busy with what nobody waits for.
+    async fn ask<T, E>(&self, request: impl FnOnce(Answer<T, E>) -> Request) -> Option<Result<T, E>> {
         let (answer, answered) = oneshot::channel();
-        self.requests.try_send(request(answer)).map_err(|_| CaptureError::Incomplete)?;
-        answered.await.map_err(|_| CaptureError::Incomplete)?
+        self.requests.try_send(request(answer)).ok()?;
+        answered.await.ok()
     }
 }
 

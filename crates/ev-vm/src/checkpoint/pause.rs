@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::capture::{CaptureError, Checkpoint, EpochBuffer, PAUSE_TIME_MAX, PauseTimes};
+use super::capture::{CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
 use crate::ram::{PassError, PassReport, RamTracker, Writes};
@@ -26,7 +26,7 @@ pub(super) struct Checkpointer {
     completeness: Completeness,
 }
 
-/// What [`Checkpointer::take`] found, beside what it put into the buffer.
+/// What a pause found, beside what it put into the buffer.
 struct Taken {
     pause_pages: u32,
     times: PauseTimes,
@@ -56,9 +56,24 @@ impl Checkpointer {
         Ok(report)
     }
 
-    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer) -> Result<Checkpoint, CaptureError> {
+    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer) -> Result<Checkpoint, NotTaken> {
+        let taken = self.begin().and_then(|()| self.pause(&mut epoch));
+        match taken {
+            Ok(Taken { pause_pages, times }) => {
+                self.completeness = Completeness::Whole;
+                Ok(Checkpoint { epoch, pause_pages, times })
+            }
+            Err(error @ (CaptureError::Pass(_) | CaptureError::Incomplete)) => Err(NotTaken { error, epoch: None }),
+            // Whatever else failed: each page that was written is in the buffer, or still noted by the kernel.
+            Err(error) => {
+                self.completeness = Completeness::Whole;
+                Err(NotTaken { error, epoch: Some(Box::new(epoch)) })
+            }
+        }
+    }
+
+    fn pause(&mut self, epoch: &mut EpochBuffer) -> Result<Taken, CaptureError> {
         self.qmp.forget()?;
-        self.begin()?;
         // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
         let stop = self.qmp.write_most("stop")?;
         std::thread::sleep(READ_TIME);
@@ -74,27 +89,25 @@ impl Checkpointer {
             return self.was_not_running(saved);
         }
         let taken = match stopped {
-            Ok(_) => self.take(&mut epoch, saved, start),
+            Ok(_) => self.take(epoch, saved, start),
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
         self.qmp.finish("cont")?;
         let deadline = Instant::now() + PAUSE_TIME_MAX;
         let running = self.qmp.answer(Awaited { deadline, ..awaited(cont, "cont") }, |_| {});
-        let Taken { pause_pages, mut times } = taken?;
+        let mut taken = taken?;
         running?;
-        times.running = start.elapsed();
-        self.completeness = Completeness::Whole;
-        Ok(Checkpoint { epoch, pause_pages, times })
+        taken.times.running = start.elapsed();
+        Ok(taken)
     }
 
     /// The state that was saved is no checkpoint then: the guest's last instant was before this.
-    fn was_not_running(&mut self, saved: Awaited) -> Result<Checkpoint, CaptureError> {
+    fn was_not_running(&mut self, saved: Awaited) -> Result<Taken, CaptureError> {
         self.qmp.answer(saved, |_| {})?;
         self.qmp.cancel("cont")?;
         let status = self.qmp.run("query-status", Value::Null, PAUSE_TIME_MAX)?;
         let name = status.get("status").and_then(Value::as_str).ok_or(QmpError::Protocol)?;
-        self.completeness = Completeness::Whole;
         Err(CaptureError::NotRunning { state: run_state(name) })
     }
 
