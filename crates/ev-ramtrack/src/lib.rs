@@ -1,7 +1,7 @@
 //! Preloaded (`LD_PRELOAD`) into QEMU: registers the mappings of guest memory with a userfaultfd in asynchronous
 //! write-protect mode, so that another process can ask the kernel which pages were written (`PAGEMAP_SCAN`).
 //!
-//! It is told by `EVENKEEL_RAMTRACK` (see [`config`]) which files are guest memory and where to report; without that
+//! It is told by `EVENKEEL_RAMTRACK` (see `config.rs`) which files are guest memory and where to report; without that
 //! variable it does nothing. It never fails a call of QEMU's: what it can't do, it reports, and QEMU goes on untracked.
 //!
 //! ```text
