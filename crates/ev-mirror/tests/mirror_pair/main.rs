@@ -6,12 +6,12 @@ mod pair;
 mod real_clients;
 mod reflink;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::Client;
 use ev_core::ids::Generation;
 use ev_core::mirror::{Health, History};
-use ev_core::report::ReplicaState;
+use ev_core::report::{DiskReport, ReplicaState};
 use ev_mirror::metadata::{MetadataFile, Superblock};
 use ev_mirror::undo::{self, UndoIdentity, UndoPaths};
 use ev_mirror::{Disk, DiskSpec, Initial, Reverted};
@@ -219,4 +219,47 @@ fn the_state_before_an_interrupted_copy_can_be_had_back() {
 fn superblock_of(spec: &DiskSpec) -> Superblock {
     let identity = (spec.pool, spec.vm, spec.disk, spec.host);
     *MetadataFile::open(&spec.metadata, identity, spec.size_bytes).unwrap().0.superblock()
+}
+
+fn has_ended(report: &DiskReport) -> bool {
+    report.comparison.is_some_and(|comparison| comparison.ended_unix_ms.is_some())
+}
+
+#[test]
+fn a_comparison_repairs_what_was_changed_behind_the_partners_back() {
+    use std::os::unix::fs::FileExt;
+    let pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(20 * MIB, &pattern(1, 64 << 10));
+    client.flush();
+    let file = std::fs::OpenOptions::new().write(true).open(&pair.b.spec.replica).unwrap();
+    file.write_all_at(&[0xdb; 512], 20 * MIB + 4096).unwrap();
+    file.write_all_at(&[0xdb; 512], 200 * MIB).unwrap();
+    // At this rate it lasts four seconds, and is seen on its way.
+    let began = Instant::now();
+    pair.a.disk().verify(true, Some(SIZE_BYTES / 4)).unwrap();
+    pair.until_report("the comparison", |report| report.comparison.is_some_and(|seen| seen.compared_bytes > 0));
+    client.write(100 * MIB, &pattern(2, 64 << 10));
+    let report = pair.until_report("its end", has_ended);
+    assert!(began.elapsed() >= Duration::from_millis(3_500), "it keeps to its rate: {:?}", began.elapsed());
+    eprintln!("it took {:?}", began.elapsed());
+    let compared = report.comparison.unwrap();
+    assert!(compared.complete, "{compared:?}");
+    assert_eq!(compared.compared_bytes, SIZE_BYTES);
+    assert_eq!((compared.different_bytes, compared.repaired_bytes), (2 << 16, 2 << 16));
+    assert_eq!(report.partner, Some(ReplicaState::Online));
+    pair.a.disk().verify(false, None).unwrap();
+    let again = pair.until_report("the next one", |report| has_ended(report) && report.comparison != Some(compared));
+    assert_eq!(again.comparison.unwrap().different_bytes, 0);
+    pair.close_and_compare();
+}
+
+#[test]
+fn a_comparison_that_loses_its_link_is_not_complete() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    pair.a.disk().verify(true, Some(16 << 20)).unwrap();
+    pair.until_report("the comparison", |report| report.comparison.is_some());
+    pair.cut();
+    let report = pair.until_report("its end", has_ended);
+    assert!(!report.comparison.unwrap().complete, "{report:?}");
 }

@@ -30,6 +30,8 @@ const CHUNK_BYTES_MAX: u32 = 256 << 10;
 const BATCH_REGIONS: usize = 64;
 /// Copied regions after which both replicas are flushed, so that an interrupted copy goes on from there.
 const FLUSH_REGIONS: usize = 64;
+/// A walk with a limited rate catches up on so much lost time: an idle disk's thread looks only now and then.
+const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// What the walk over the disk is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +224,7 @@ impl Coordinator {
             copier.cutting = Some((region, extent.end()));
         }
         *copier.parts_left.entry(region).or_default() += 1;
-        copier.next_at = copier.next_at.max(now).after(pause);
+        copier.next_at = copier.next_at.max(now.before(CATCH_UP)).after(pause);
         copier.chunks.insert(op, Chunk { region, extent, ours: None, theirs: None, children: 0 });
         self.ops.insert(op, Op::new(Task::Chunk, Stage::Queued));
         if self.locks.enter(op, extent) == Turn::Now {

@@ -275,3 +275,24 @@ fn reads_go_on_when_only_one_replica_counts_after_an_unclean_start() {
         assert_eq!(bench.coordinator.reads_from(), Some(source));
     }
 }
+
+/// What a comparison asks the partner about, time and answers being the test's.
+#[test]
+fn a_comparison_keeps_to_its_rate_and_one_that_is_asked_for_meanwhile_sets_it_free() {
+    let mut bench = in_step();
+    let asked = |actions: &[Action]| {
+        actions.iter().filter(|action| matches!(action, Action::Send(Message::HashRequest { .. }))).count()
+    };
+    // The disk has 1 MiB in regions of 64 KiB: at 256 KiB per second one region each quarter of a second.
+    let begun = bench.step(Input::Verify { repair: true, bytes_per_s: Some(4 << 16) });
+    assert_eq!(asked(&begun), 1);
+    assert_eq!(bench.coordinator.copy_progress(), None, "it is no copy");
+    assert!(bench.coordinator.comparison().is_some());
+    bench.now = bench.now.after(Duration::from_millis(125));
+    assert_eq!(asked(&bench.step(Input::Tick)), 0);
+    bench.now = bench.now.after(Duration::from_millis(125));
+    assert_eq!(asked(&bench.step(Input::Tick)), 1);
+    bench.step(Input::Verify { repair: false, bytes_per_s: None });
+    bench.now = bench.now.after(Duration::from_millis(250));
+    assert!(asked(&bench.step(Input::Tick)) > 1);
+}
