@@ -100,7 +100,23 @@ pub struct JoinToken {
 
 /// `POST /v1/tokens`: a further administrator's token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenCreate {}
+pub struct TokenCreate {
+    /// Whose it is or what it is for.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// `GET /v1/tokens`: an administrator's token that counts. `DELETE /v1/tokens/{id}` revokes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Beginning of the hash that the pool keeps; the token itself is shown only when it is made.
+    pub id: String,
+    pub name: String,
+    /// Absent for one that was made before that was kept.
+    pub created: Option<jiff::Timestamp>,
+    /// Whether it is the one that this question was asked with.
+    pub yours: bool,
+}
 
 /// Answer to [`TokenCreate`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -200,7 +200,7 @@ async fn without_a_majority_nothing_is_committed_and_the_silent_are_named() {
     pool.kill(3).await;
     let node = pool.node(other);
     wait_until("the master's loss is seen", || node.leader().is_none()).await;
-    let command = Command::AdminTokenAdd { hash: "lost".to_owned() };
+    let command = Command::AdminTokenAdd { hash: "lost".to_owned(), name: String::new() };
     let error = node.propose(command, Duration::from_millis(500)).await.unwrap_err();
     let ProposeError::NoMaster { silence, .. } = &error else { panic!("{error}") };
     let mut expected = vec![format!("m{master}"), "m3".to_owned()];

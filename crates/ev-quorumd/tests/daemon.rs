@@ -232,7 +232,7 @@ async fn a_quorum_server_is_enlisted_survives_its_death_and_is_dismissed() {
     assert!(host.node.status().members.iter().all(|one| one.role == VoterRole::Voter));
     daemon.kill();
     daemon.start();
-    let note = Change::AdminTokenAdd { hash: "with its vote".to_owned() };
+    let note = Change::AdminTokenAdd { hash: "with its vote".to_owned(), name: String::new() };
     assert_eq!(host.node.propose(note, PATIENCE).await, Ok(Outcome::Done));
 
     host.node.propose(Change::MemberRemove { id }, PATIENCE).await.unwrap();
@@ -336,7 +336,7 @@ async fn rubbish_on_the_port_and_a_damaged_pool_stop_nobody_else() {
     let folder = daemon.folder.path().join("state/pools").join(one.pool.to_string());
     std::fs::write(folder.join("raft.redb"), b"not a database").unwrap();
     daemon.start();
-    let note = Change::AdminTokenAdd { hash: "goes on".to_owned() };
+    let note = Change::AdminTokenAdd { hash: "goes on".to_owned(), name: String::new() };
     two.node.propose(note, PATIENCE).await.unwrap();
     two.caught_up(MemberId(2)).await;
     let (_, text) = daemon.run(&["status"]);

@@ -71,7 +71,21 @@ pub enum Command {
         address: String,
     },
     /// Make a further administrator's token
-    TokenCreate,
+    #[command(after_help = "Example:\n  ev token-create --name \"backup script\"")]
+    TokenCreate {
+        /// Whose it is or what it is for, for `ev token-list`
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        name: String,
+    },
+    /// List the administrators' tokens that count
+    TokenList,
+    /// Refuse an administrator's token from now on
+    #[command(after_help = "Example:\n  ev token-list\n  ev token-revoke 5f0c2ab91d3e\n\n\
+                            Root on any host of the pool needs no token and can make another one.")]
+    TokenRevoke {
+        /// As `ev token-list` shows it
+        id: String,
+    },
 
     /// Make a one-time token with which a host can join
     #[command(

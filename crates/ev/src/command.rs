@@ -52,7 +52,9 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
                 Command::PoolSet { copy_rate, scrub_interval } => {
                     pool::set(&client, format, copy_rate, scrub_interval).await
                 }
-                Command::TokenCreate => pool::token_create(&client, format).await,
+                Command::TokenCreate { name } => pool::token_create(&client, format, name).await,
+                Command::TokenList => pool::token_list(&client, format).await,
+                Command::TokenRevoke { id } => pool::token_revoke(&client, &id).await,
                 Command::HostToken { valid } => host::token(&client, format, valid).await,
                 Command::HostRemove { host, force } => host::remove(&client, &host, force).await,
                 Command::HostList => host::list(&client, format).await,

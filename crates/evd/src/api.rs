@@ -31,7 +31,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// All of it.
 pub fn router(app: Arc<App>) -> Router {
     let on_master = Router::new()
-        .route("/v1/tokens", post(pool::admin_token))
+        .route("/v1/tokens", get(pool::admin_tokens).post(pool::admin_token))
+        .route("/v1/tokens/{id}", delete(pool::admin_token_revoke))
         .route("/v1/tokens/host", post(pool::host_token))
         .route("/v1/networks", get(pool::networks).post(pool::network_add))
         .route("/v1/settings", get(pool::settings).put(pool::settings_set))

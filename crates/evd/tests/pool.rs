@@ -4,7 +4,7 @@ mod harness;
 
 use ev_api::ErrorCode;
 use ev_api::host::HostView;
-use ev_api::pool::{PoolCreate, PoolView, TokenCreate, TokenCreated};
+use ev_api::pool::{PoolCreate, PoolView, TokenCreate, TokenCreated, TokenView};
 use ev_api::vm::Done;
 use harness::{Host, eventually, is_code, refusal};
 
@@ -70,6 +70,29 @@ async fn a_host_serves_one_pool() {
 }
 
 #[tokio::test]
+async fn a_revoked_token_is_refused_at_once() {
+    let a = Host::start(1);
+    let created = a.create_pool().await;
+    let name = || "backup script".to_owned();
+    let made = a.local().post::<TokenCreated>("/v1/tokens", &TokenCreate { name: name() }).await.unwrap();
+    let by_made = a.remote(&made.token);
+    let tokens: Vec<TokenView> = by_made.get("/v1/tokens").await.unwrap();
+    let mut names: Vec<_> = tokens.iter().map(|token| (token.name.as_str(), token.yours)).collect();
+    names.sort_unstable();
+    assert_eq!(names, [("backup script", true), ("ev pool-create", false)]);
+    assert!(tokens.iter().all(|token| token.created.is_some() && !made.token.contains(&token.id)), "{tokens:?}");
+    let id = &tokens.iter().find(|token| token.yours).unwrap().id;
+    for wrong in ["", "5", "000000000000"] {
+        assert!(a.local().delete::<Done>(&format!("/v1/tokens/{wrong}")).await.is_err(), "{wrong:?}");
+    }
+    a.remote(&created.token).delete::<Done>(&format!("/v1/tokens/{id}")).await.unwrap();
+    is_code(&refusal(by_made.get::<PoolView>("/v1/pool").await), ErrorCode::Unauthorized, "revoked");
+    a.remote(&created.token).get::<PoolView>("/v1/pool").await.unwrap();
+    let long = a.local().post::<TokenCreated>("/v1/tokens", &TokenCreate { name: "x".repeat(64) }).await;
+    is_code(&refusal(long), ErrorCode::Invalid, "63 bytes");
+}
+
+#[tokio::test]
 async fn bad_names_make_no_pool() {
     let a = Host::start(1);
     for name in ["", "a b", "-a", &"x".repeat(64)] {
@@ -85,7 +108,11 @@ async fn only_administrators_are_answered_and_only_root_on_the_host_joins() {
     let created = a.create_pool().await;
     let wrong = format!("{}{}", &created.token[..created.token.len() - 32], "0".repeat(32));
     is_code(&refusal(a.remote(&wrong).get::<PoolView>("/v1/pool").await), ErrorCode::Unauthorized, "not one of");
-    let another = a.remote(&created.token).post::<TokenCreated>("/v1/tokens", &TokenCreate {}).await.unwrap();
+    let another = a
+        .remote(&created.token)
+        .post::<TokenCreated>("/v1/tokens", &TokenCreate { name: "another".into() })
+        .await
+        .unwrap();
     a.remote(&another.token).get::<PoolView>("/v1/pool").await.unwrap();
     let made = a.remote(&created.token).post::<serde_json::Value>("/v1/pool", &PoolCreate { name: "b".into() }).await;
     is_code(&refusal(made), ErrorCode::Unauthorized, "on the host itself");

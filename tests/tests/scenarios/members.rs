@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ev_api::pool::{JoinToken, PoolView, TokenCreated};
+use ev_api::pool::{JoinToken, PoolView, TokenCreated, TokenView};
 use ev_api::vm::VmView;
 use ev_tests::{Load, Pool, Protected, TestLab, TinyGuest, TinyImage, eventually};
 
@@ -65,7 +65,7 @@ fn a_machine_without_evd_logs_in_once_and_uses_the_pool_through_any_host() {
     // The quorum server's machine has no evd.
     let unknown = pool.ev("q1", &["vm-list"]).expect_err("it knows no pool");
     assert!(unknown.message.contains("ev login"), "{unknown}");
-    let token: TokenCreated = pool.json("h2", &["token-create"]);
+    let token: TokenCreated = pool.json("h2", &["token-create", "--name", "q1"]);
     let mut wrong = token.token.clone();
     let last = wrong.pop().expect("it has letters");
     wrong.push(if last == 'A' { 'B' } else { 'A' });
@@ -87,6 +87,13 @@ fn a_machine_without_evd_logs_in_once_and_uses_the_pool_through_any_host() {
             if view.members.iter().all(|member| member.reachable) { Ok(()) } else { Err(format!("{view:?}")) }
         });
     }
+
+    let tokens: Vec<TokenView> = pool.json("q1", &["token-list"]);
+    let mine = tokens.iter().find(|token| token.yours).expect("it is listed");
+    assert_eq!((mine.name.as_str(), tokens.len()), ("q1", 2));
+    pool.ok("h1", &["token-revoke", &mine.id]);
+    let refused = pool.ev("q1", &["vm-list"]).expect_err("it is revoked");
+    assert!(refused.message.contains("revoked"), "{refused}");
 }
 
 fn join(pool: &Pool<'_>, host: &str) {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::authority;
 use super::command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 use super::state::{
-    ADMIN_TOKENS_MAX, ALERTS_MAX, Alert, Compared, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind, NETWORKS_MAX,
-    Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
+    ADMIN_TOKENS_MAX, ALERTS_MAX, AdminTokenInfo, Alert, Compared, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind,
+    NETWORKS_MAX, Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
 };
 use crate::authority::{Authority, AuthorityChange, Power};
 use crate::ids::{DiskId, Generation, HostId, MemberId, NetworkId, VmId};
@@ -34,9 +34,10 @@ impl PoolState {
     fn try_apply(&mut self, unix_ms: u64, command: Command) -> Result<Outcome, Refusal> {
         match command {
             Command::PoolCreate { pool, first, network, admin_token } => {
-                self.create(pool, *first, network, admin_token)
+                self.create(unix_ms, pool, *first, network, admin_token)
             }
-            Command::AdminTokenAdd { hash } => self.add_admin_token(hash),
+            Command::AdminTokenAdd { hash, name } => self.add_admin_token(unix_ms, hash, name),
+            Command::AdminTokenRevoke { hash_start } => self.revoke_admin_token(&hash_start),
             Command::TokenAdd { hash, token } => self.add_token(unix_ms, hash, token),
             Command::MemberJoin { token_hash, member } => self.join(&token_hash, unix_ms, *member),
             Command::MemberAdd { member } => self.add_member(*member),
@@ -68,7 +69,14 @@ impl PoolState {
         }
     }
 
-    fn create(&mut self, pool: PoolInfo, first: Member, network: Network, admin: String) -> Result<Outcome, Refusal> {
+    fn create(
+        &mut self,
+        unix_ms: u64,
+        pool: PoolInfo,
+        first: Member,
+        network: Network,
+        admin: String,
+    ) -> Result<Outcome, Refusal> {
         if let Some(existing) = &self.pool {
             return Err(Refusal::PoolExists(existing.name.clone()));
         }
@@ -79,15 +87,28 @@ impl PoolState {
         self.next_member = self.next_member.max(first.id.0 + 1);
         self.members.insert(first.id, first);
         self.networks.insert(network.id, network);
-        self.admin_tokens.insert(admin);
+        let first_token = AdminTokenInfo { name: "ev pool-create".to_owned(), created_unix_ms: Some(unix_ms) };
+        self.admin_tokens.insert(admin, first_token);
         Ok(Outcome::Done)
     }
 
-    fn add_admin_token(&mut self, hash: String) -> Result<Outcome, Refusal> {
+    fn add_admin_token(&mut self, unix_ms: u64, hash: String, name: String) -> Result<Outcome, Refusal> {
+        if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(Refusal::BadTokenName(NAME_BYTES_MAX));
+        }
         if self.admin_tokens.len() >= ADMIN_TOKENS_MAX {
             return Err(Refusal::TooMany(ADMIN_TOKENS_MAX));
         }
-        self.admin_tokens.insert(hash);
+        self.admin_tokens.insert(hash, AdminTokenInfo { name, created_unix_ms: Some(unix_ms) });
+        Ok(Outcome::Done)
+    }
+
+    fn revoke_admin_token(&mut self, hash_start: &str) -> Result<Outcome, Refusal> {
+        let mut meant = self.admin_tokens.keys().filter(|hash| hash.starts_with(hash_start));
+        match (meant.next().cloned(), meant.next()) {
+            (Some(hash), None) => self.admin_tokens.remove(&hash),
+            (None, _) | (Some(_), Some(_)) => return Err(Refusal::NoSuchAdminToken(hash_start.to_owned())),
+        };
         Ok(Outcome::Done)
     }
 

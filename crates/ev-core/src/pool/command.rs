@@ -30,6 +30,14 @@ pub enum Command {
     },
     AdminTokenAdd {
         hash: String,
+        /// Whose it is or what it is for.
+        #[serde(default)]
+        name: String,
+    },
+    /// Revokes the administrator's token whose hash begins so: only one may. Nobody is locked out by it: root on
+    /// any host needs no token.
+    AdminTokenRevoke {
+        hash_start: String,
     },
     TokenAdd {
         hash: String,
@@ -141,6 +149,10 @@ pub enum Refusal {
     TokenUnknown,
     #[error("the token was used already; it works once: ask for a new one (ev host-token)")]
     TokenUsed,
+    #[error("no administrator's token has the id {0}, or more than one has: ev token-list shows them")]
+    NoSuchAdminToken(String),
+    #[error("a token's name has at most {0} bytes and no control characters: give a shorter one")]
+    BadTokenName(usize),
     #[error("the token has expired: ask for a new one (ev host-token)")]
     TokenExpired,
     #[error("the token is for another kind of member: ask for one of the right kind (ev host-token, ev quorum-add)")]

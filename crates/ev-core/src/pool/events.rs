@@ -18,12 +18,19 @@ impl PoolState {
     pub(super) fn note_before(&self, command: &Command) -> Option<Note> {
         let info =
             |object: &str, text: String| Some(Note { severity: Severity::Info, object: object.to_owned(), text });
+        let pool = self.pool.as_ref().map_or("pool", |pool| pool.name.as_str());
         match command {
             Command::PoolCreate { pool, first, .. } => info(&pool.name, format!("pool created on {}", first.name)),
             Command::MemberJoin { member, .. } | Command::MemberAdd { member } => {
                 info(&member.name, "joined the pool".to_owned())
             }
             Command::MemberRemove { id } => info(&self.member_name(*id), "removed from the pool".to_owned()),
+            Command::AdminTokenAdd { name, .. } => info(pool, format!("administrator's token made{}", called(name))),
+            Command::AdminTokenRevoke { hash_start } => {
+                let meant = self.admin_tokens.iter().find(|(hash, _)| hash.starts_with(hash_start.as_str()));
+                let name = meant.map_or("", |(_, token)| token.name.as_str());
+                info(pool, format!("administrator's token {hash_start} revoked{}", called(name)))
+            }
             Command::NetworkAdd { network } => {
                 info(&network.name, format!("network added on bridge {}", network.bridge))
             }
@@ -36,12 +43,11 @@ impl PoolState {
                 info(&self.vm_name(*id), format!("level {} on {}", level.number(), names.join(" and ")))
             }
             Command::VmAuthority { id, change, .. } => self.vms.get(id).map(|vm| self.authority_note(vm, change)),
-            // Events and alerts record themselves; tokens and settings leave no trace that a person would look for here.
+            // Events and alerts record themselves; join tokens and settings leave no trace that a person would look for here.
             Command::EventAdd { .. }
             | Command::DiskCompared { .. }
             | Command::AlertRaise { .. }
             | Command::AlertClear { .. }
-            | Command::AdminTokenAdd { .. }
             | Command::TokenAdd { .. }
             | Command::MemberUpdate { .. }
             | Command::NetworkRemove { .. }
@@ -90,6 +96,10 @@ impl PoolState {
     fn vm_name(&self, id: VmId) -> String {
         self.vms.get(&id).map_or_else(|| id.to_string(), |vm| vm.name.clone())
     }
+}
+
+fn called(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!(" ({name})") }
 }
 
 fn desire_text(desired: Desired) -> &'static str {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{DiskId, HostId, MemberId, NetworkId, PoolId, VmId};
@@ -36,8 +36,9 @@ pub struct PoolState {
     pub vms: BTreeMap<VmId, Vm>,
     /// One-time tokens, by the BLAKE3 hash (hexadecimal) of their secret.
     pub tokens: BTreeMap<String, Token>,
-    /// BLAKE3 hashes (hexadecimal) of the API tokens of administrators.
-    pub admin_tokens: BTreeSet<String>,
+    /// API tokens of administrators, by the BLAKE3 hash (hexadecimal) of their secret. Older states have the hashes alone.
+    #[serde(deserialize_with = "admin_tokens")]
+    pub admin_tokens: BTreeMap<String, AdminTokenInfo>,
     pub settings: Settings,
     /// Shared, so that a copy of the state costs little.
     pub events: VecDeque<Arc<Event>>,
@@ -122,6 +123,28 @@ pub struct Token {
     /// Not valid from this time on, in milliseconds since 1970.
     pub expires_unix_ms: u64,
     pub used: bool,
+}
+
+/// What is known of an administrator's token.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AdminTokenInfo {
+    /// Whose it is or what it is for; empty if nobody said.
+    pub name: String,
+    /// When it was made, in milliseconds since 1970; `None`: before that was kept.
+    pub created_unix_ms: Option<u64>,
+}
+
+fn admin_tokens<'de, D: Deserializer<'de>>(source: D) -> Result<BTreeMap<String, AdminTokenInfo>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Known(BTreeMap<String, AdminTokenInfo>),
+        HashesAlone(BTreeSet<String>),
+    }
+    Ok(match Form::deserialize(source)? {
+        Form::Known(tokens) => tokens,
+        Form::HashesAlone(hashes) => hashes.into_iter().map(|hash| (hash, AdminTokenInfo::default())).collect(),
+    })
 }
 
 /// Settings of the pool; times in milliseconds. `docs/internals/arbitration.md` has their limits.

@@ -1,11 +1,13 @@
 //! `pool-*`, `login`, `token-*`, `network-*`, `library-list`.
 
-use ev_api::client::Client;
+use ev_api::client::{Client, escape};
 use ev_api::library::LibraryView;
 use ev_api::pool::{
     MemberKind, NetworkAdd, NetworkView, PoolCreate, PoolCreated, PoolView, SettingsView, TokenCreate, TokenCreated,
+    TokenView,
 };
 
+use ev_api::vm::Done;
 use hyper::Method;
 
 use crate::args::{Format, Global};
@@ -116,8 +118,28 @@ fn every(seconds: u64) -> String {
     }
 }
 
-pub async fn token_create(client: &Client, format: Format) -> Result<(), Failure> {
-    let created: TokenCreated = client.post("/v1/tokens", &TokenCreate {}).await?;
+pub async fn token_list(client: &Client, format: Format) -> Result<(), Failure> {
+    let tokens: Vec<TokenView> = client.get("/v1/tokens").await?;
+    output::show(format, &tokens, |tokens| {
+        table(
+            ["ID", "NAME", "CREATED", "YOURS"],
+            tokens.iter().map(|token| {
+                let name = Some(token.name.as_str()).filter(|name| !name.is_empty());
+                let created = token.created.map_or_else(|| "-".to_owned(), output::time);
+                [token.id.clone(), or_dash(name), created, yes_no(token.yours)]
+            }),
+        )
+    })
+}
+
+pub async fn token_revoke(client: &Client, id: &str) -> Result<(), Failure> {
+    let done: Done = client.delete(&format!("/v1/tokens/{}", escape(id))).await?;
+    super::host::print_notes(&done);
+    Ok(())
+}
+
+pub async fn token_create(client: &Client, format: Format, name: String) -> Result<(), Failure> {
+    let created: TokenCreated = client.post("/v1/tokens", &TokenCreate { name }).await?;
     output::show(format, &created, |created| created.token.clone())
 }
 

@@ -50,14 +50,23 @@ fn by_token(state: &PoolState, headers: &HeaderMap) -> Result<(), ApiError> {
         Err(ApiError::new(ErrorCode::Unauthorized, message)
             .hint("use the token that ev pool-create printed, or make one with ev token-create on a host of the pool"))
     };
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let Some(text) = bearer else { return refused("no administrator's token was given") };
+    let Some(text) = bearer(headers) else { return refused("no administrator's token was given") };
     let Ok(token) = text.parse::<AdminToken>() else { return refused("the administrator's token is malformed") };
-    if state.admin_tokens.contains(&hash(&token.secret)) {
+    if state.admin_tokens.contains_key(&hash(&token.secret)) {
         Ok(())
     } else {
         refused("the administrator's token is not one of this pool's, or was revoked")
     }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+}
+
+/// The hash of the administrator's token that a question was asked with; `None` for root and hosts.
+#[must_use]
+pub fn token_hash(headers: &HeaderMap) -> Option<String> {
+    bearer(headers)?.parse::<AdminToken>().ok().map(|token| hash(&token.secret))
 }
 
 /// What the pool keeps of a secret.

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use ev_api::pool::{
     JoinPool, JoinToken, JoinTokenRequest, JoinedPool, MemberKind, MemberView, NetworkAdd, NetworkView, PoolCreate,
-    PoolCreated, PoolView, SettingsView, TokenCreate, TokenCreated,
+    PoolCreated, PoolView, SettingsView, TokenCreate, TokenCreated, TokenView,
 };
 use ev_api::token::{AdminToken, JoinTokenText};
+use ev_api::vm::Done;
 use ev_api::{ApiError, ErrorCode};
 use ev_core::ids::NetworkId;
-use ev_core::pool::{self, Command, Network, PoolState, Settings, Token, TokenPurpose};
+use ev_core::pool::{self, AdminTokenInfo, Command, Network, PoolState, Settings, Token, TokenPurpose};
 use ev_pool::VoterRole;
 use uuid::Uuid;
 
@@ -118,12 +120,43 @@ pub async fn host_token(State(app): State<Arc<App>>, Body(request): Body<JoinTok
     Ok(Json(JoinToken { token: token.to_string(), expires: view::time(expires_unix_ms) }))
 }
 
-pub async fn admin_token(State(app): State<Arc<App>>, Body(_): Body<TokenCreate>) -> Answer<TokenCreated> {
+pub async fn admin_token(State(app): State<Arc<App>>, Body(request): Body<TokenCreate>) -> Answer<TokenCreated> {
     let member = app.member()?;
     let fingerprint = found::fingerprint(&member.authority_certificate)?;
     let token = AdminToken { fingerprint, secret: found::secret() };
-    member.propose(Command::AdminTokenAdd { hash: auth::hash(&token.secret) }).await?;
+    member.propose(Command::AdminTokenAdd { hash: auth::hash(&token.secret), name: request.name }).await?;
     Ok(Json(TokenCreated { token: token.to_string() }))
+}
+
+/// Digits of a token's hash that people see: enough to tell a hundred tokens apart, and of no use to whoever reads them.
+const TOKEN_ID_DIGITS: usize = 12;
+
+pub async fn admin_tokens(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer<Vec<TokenView>> {
+    let state = app.member()?.state();
+    let asked_with = auth::token_hash(&headers);
+    let view = |(hash, token): (&String, &AdminTokenInfo)| TokenView {
+        id: hash.chars().take(TOKEN_ID_DIGITS).collect(),
+        name: token.name.clone(),
+        created: token.created_unix_ms.map(view::time),
+        yours: asked_with.as_ref() == Some(hash),
+    };
+    Ok(Json(state.admin_tokens.iter().map(view).collect()))
+}
+
+/// Answers when this host, which is the master, refuses the token; the others do so when they have heard of it.
+pub async fn admin_token_revoke(State(app): State<Arc<App>>, Path(id): Path<String>) -> Answer<Done> {
+    if id.len() < TOKEN_ID_DIGITS {
+        return refuse(
+            ErrorCode::Invalid,
+            format!("{id:?} is too short for the id of a token"),
+            "ev token-list shows the ids",
+        );
+    }
+    let member = app.member()?;
+    member.propose(Command::AdminTokenRevoke { hash_start: id.clone() }).await?;
+    let gone = |state: &Arc<PoolState>| !state.admin_tokens.keys().any(|hash| hash.starts_with(&id));
+    let _ = tokio::time::timeout(APPLY_TIMEOUT, member.states().wait_for(gone)).await;
+    Ok(Json(Done::default()))
 }
 
 pub async fn settings(State(app): State<Arc<App>>) -> Answer<SettingsView> {

@@ -9,6 +9,7 @@ pub fn of_state(refusal: &Refusal) -> ApiError {
     let code = match refusal {
         Refusal::NoPool => ErrorCode::Uninitialised,
         Refusal::BadName(_)
+        | Refusal::BadTokenName(_)
         | Refusal::DiskSize { .. }
         | Refusal::TooManyDevices { .. }
         | Refusal::TooFewDevices(_)
@@ -16,7 +17,11 @@ pub fn of_state(refusal: &Refusal) -> ApiError {
         | Refusal::BadSettings(_) => ErrorCode::Invalid,
         Refusal::NameTaken(_) | Refusal::MacTaken(_) | Refusal::Superseded(_) => ErrorCode::Conflict,
         Refusal::TokenUnknown | Refusal::TokenUsed | Refusal::TokenExpired => ErrorCode::Unauthorized,
-        Refusal::NoSuchMember | Refusal::NoSuchNetwork | Refusal::NoSuchVm | Refusal::NoSuchDisk => ErrorCode::NotFound,
+        Refusal::NoSuchMember
+        | Refusal::NoSuchNetwork
+        | Refusal::NoSuchVm
+        | Refusal::NoSuchDisk
+        | Refusal::NoSuchAdminToken(_) => ErrorCode::NotFound,
         _ => ErrorCode::Refused,
     };
     ApiError::new(code, refusal.to_string())

@@ -156,3 +156,34 @@ fn a_vm_needs_a_host_that_is_one() {
         assert_eq!(state.must_refuse(command), Refusal::NoSuchMember);
     }
 }
+
+#[test]
+fn an_administrators_token_is_revoked_by_the_beginning_of_its_hash() {
+    let mut state = pool();
+    for hash in ["abc1", "abc2"] {
+        state.must(Command::AdminTokenAdd { hash: hash.to_owned(), name: "script".to_owned() });
+    }
+    let known = AdminTokenInfo { name: "script".to_owned(), created_unix_ms: Some(1_000) };
+    assert_eq!(state.admin_tokens["abc1"], known);
+    let revoke = |start: &str| Command::AdminTokenRevoke { hash_start: start.to_owned() };
+    for several_or_none in ["abc", "", "abc3"] {
+        assert!(matches!(state.must_refuse(revoke(several_or_none)), Refusal::NoSuchAdminToken(_)));
+    }
+    state.must(revoke("abc2"));
+    assert!(state.events.back().unwrap().text.contains("abc2 revoked (script)"));
+    assert_eq!(state.admin_tokens.keys().collect::<Vec<_>>(), ["abc1", "hash"]);
+    let long = Command::AdminTokenAdd { hash: "b".to_owned(), name: "x".repeat(64) };
+    assert_eq!(state.must_refuse(long), Refusal::BadTokenName(63));
+}
+
+#[test]
+fn a_state_that_has_the_hashes_of_tokens_alone_loads() {
+    let mut json = serde_json::to_value(pool()).unwrap();
+    json["admin_tokens"] = serde_json::json!(["hash"]);
+    let state: PoolState = serde_json::from_value(json).unwrap();
+    assert_eq!(state.admin_tokens["hash"], AdminTokenInfo::default());
+    let again: PoolState = serde_json::from_value(serde_json::to_value(&state).unwrap()).unwrap();
+    assert_eq!(again, state);
+    let command: Command = serde_json::from_value(serde_json::json!({ "AdminTokenAdd": { "hash": "h" } })).unwrap();
+    assert_eq!(command, Command::AdminTokenAdd { hash: "h".to_owned(), name: String::new() });
+}

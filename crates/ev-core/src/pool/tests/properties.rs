@@ -137,8 +137,8 @@ proptest! {
             check_records(&state);
             check_step(&before, &state);
         }
-        let bytes = postcard::to_stdvec(&state).unwrap();
-        let copy: PoolState = postcard::from_bytes(&bytes).unwrap();
+        let bytes = serde_json::to_vec(&state).unwrap();
+        let copy: PoolState = serde_json::from_slice(&bytes).unwrap();
         prop_assert_eq!(copy, state);
     }
 }
