@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ev_vm::checkpoint::{Capture, Checkpoint};
 use ev_vm::{Guest, Qemu};
-use support::tracked::{Ending, machines, tiny, until_said};
+use support::tracked::{Ending, machines, nothing_else, tiny, until_said};
 use support::{Folders, tcg};
 
 const EPOCH: Duration = Duration::from_millis(50);
@@ -75,7 +75,7 @@ async fn measure(qemu: &Qemu, machine: &str, case: &Case, checkpoints: usize) {
                 break;
             }
         }
-        let checkpoint = capture.checkpoint(epoch).await.unwrap();
+        let checkpoint = capture.checkpoint(epoch, nothing_else()).await.unwrap();
         let Checkpoint { epoch: filled, pause_pages, times } = checkpoint;
         epoch = filled;
         if number >= 20 {

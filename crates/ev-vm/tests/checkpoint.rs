@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ev_vm::checkpoint::{Capture, CaptureError, RestoreError, Standby, StateError};
 use ev_vm::{EventKind, Guest, QmpError, RunState};
-use support::tracked::{Ending, Image, apply, copy_all, machines, round, said, tiny, tracked, until_said};
+use support::tracked::{Ending, Image, apply, copy_all, machines, nothing_else, round, said, tiny, tracked, until_said};
 use support::{DiskServer, Folders, PATIENCE, Serial, tcg, until};
 use tokio::time::timeout;
 
@@ -36,7 +36,7 @@ async fn a_guest_continues_in_a_second_qemu_at_its_last_checkpoint() {
         for number in 0..CHECKPOINTS {
             epoch.clear();
             let (precopied, pass) = capture.precopy(epoch).await.unwrap();
-            let checkpoint = capture.checkpoint(precopied).await.unwrap();
+            let checkpoint = capture.checkpoint(precopied, nothing_else()).await.unwrap();
             if number % 10 == 0 {
                 eprintln!("{pass:?} {} pages in the pause, {:?}", checkpoint.pause_pages, checkpoint.times);
             }
@@ -77,7 +77,7 @@ async fn a_continued_guest_uses_its_disk_and_its_serial_port() {
         let _ending = Ending(standby.guest().clone());
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         copy_all(capture.tracker().memory(), standby.memory());
-        let epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        let epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
         apply(&epoch.pages, standby.memory());
         guest.kill().unwrap();
         guest.exited().await;
@@ -90,7 +90,7 @@ async fn a_continued_guest_uses_its_disk_and_its_serial_port() {
         assert_eq!(statistics.write_bytes, 512);
         // It can be protected anew at once.
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        capture.checkpoint(capture.buffer().unwrap()).await.unwrap();
+        capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap();
     }
 }
 
@@ -101,19 +101,19 @@ async fn a_guest_that_stands_still_is_left_so_and_one_that_is_gone_is_told() {
         let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "")).await.unwrap());
         let qmp = guest.qmp().await.unwrap();
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let mut epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        let mut epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
         assert_eq!(qmp.status().await.unwrap(), RunState::Running);
 
         qmp.stop().await.unwrap();
-        let refused = capture.checkpoint(epoch).await.expect_err("the guest stands still");
+        let refused = capture.checkpoint(epoch, nothing_else()).await.expect_err("the guest stands still");
         assert!(matches!(refused.error, CaptureError::NotRunning { state: RunState::Paused }), "{refused:?}");
         assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
         qmp.cont().await.unwrap();
-        epoch = capture.checkpoint(*refused.epoch.expect("nothing was lost")).await.unwrap().epoch;
+        epoch = capture.checkpoint(*refused.epoch.expect("nothing was lost"), nothing_else()).await.unwrap().epoch;
 
         guest.kill().unwrap();
         guest.exited().await;
-        let refused = capture.checkpoint(epoch).await.expect_err("the guest is gone");
+        let refused = capture.checkpoint(epoch, nothing_else()).await.expect_err("the guest is gone");
         assert!(matches!(refused.error, CaptureError::Qmp(QmpError::Closed { .. })), "{refused:?}");
     }
 }
@@ -139,7 +139,7 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         let qmp = guest.qmp().await.unwrap();
         // The request is in flight, or will be at the next attempt.
         let refused = loop {
-            match capture.checkpoint(epoch).await {
+            match capture.checkpoint(epoch, nothing_else()).await {
                 Ok(taken) => epoch = taken.epoch,
                 Err(refused) => break refused,
             }
@@ -147,7 +147,7 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         assert!(matches!(refused.error, CaptureError::Qmp(QmpError::TimedOut { .. })), "{refused:?}");
         disk.thaw();
         serial.expect("a").await;
-        let taken = capture.checkpoint(*refused.epoch.expect("nothing was lost")).await.unwrap();
+        let taken = capture.checkpoint(*refused.epoch.expect("nothing was lost"), nothing_else()).await.unwrap();
         image.apply(&taken.epoch.pages);
         qmp.stop().await.unwrap();
         let mut rest = taken.epoch;
@@ -168,15 +168,15 @@ async fn a_checkpoint_that_nobody_waits_for_leaves_the_guest_running_and_is_not_
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         let (one, two) = (capture.buffer().unwrap(), capture.buffer().unwrap());
         // Polled once: it is under way, and then given up.
-        assert!(timeout(Duration::ZERO, capture.checkpoint(one)).await.is_err());
+        assert!(timeout(Duration::ZERO, capture.checkpoint(one, nothing_else())).await.is_err());
         let resumed = async { while events.recv().await.unwrap().kind != EventKind::Resume {} };
         timeout(PATIENCE, resumed).await.expect("the guest was not let go on");
-        let refused = capture.checkpoint(two).await;
+        let refused = capture.checkpoint(two, nothing_else()).await;
         assert!(refused.is_err_and(|refused| matches!(refused.error, CaptureError::Incomplete)));
         // A new capture, with the whole memory, goes on.
         drop(capture);
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        capture.checkpoint(capture.buffer().unwrap()).await.unwrap();
+        capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap();
     }
 }
 
@@ -187,7 +187,7 @@ async fn a_state_that_is_not_the_machines_is_refused() {
         let spec = tiny(&first, machine, 128, "");
         let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let epoch = capture.checkpoint(capture.buffer().unwrap()).await.unwrap().epoch;
+        let epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
         let state = epoch.device_state;
         let mut altered = state.clone();
         altered[8..40].fill(0xff);

@@ -52,6 +52,8 @@ pub enum CaptureError {
     ReadState { source: io::Error },
     #[error("QEMU saved no proper device state: {0}")]
     State(#[from] StateError),
+    #[error("what belongs to the checkpoint beside memory and devices was not ready for it: {source}; the guest was let go on")]
+    AtStop { source: io::Error },
     #[error("an earlier pass or checkpoint did not come to its end; start the capture anew, with the whole memory")]
     Incomplete,
 }
@@ -117,9 +119,13 @@ pub struct Checkpoint {
 
 type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
+/// Done while the guest stands still, its disks drained, before it goes on: marks the end of the epoch wherever else something
+/// of the guest passes. It must be quick, as it is part of the pause.
+pub type AtStop = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 enum Request {
     Precopy(EpochBuffer, Answer<(EpochBuffer, PassReport), CaptureError>),
-    Checkpoint(EpochBuffer, Answer<Checkpoint, NotTaken>),
+    Checkpoint(EpochBuffer, AtStop, Answer<Checkpoint, NotTaken>),
 }
 
 /// Takes checkpoints of one guest. Nobody else may stop it or let it go on meanwhile.
@@ -172,13 +178,13 @@ impl Capture {
         self.ask(|answer| Request::Precopy(epoch, answer)).await.ok_or(CaptureError::Incomplete)?
     }
 
-    /// Stops the guest, takes its checkpoint, and lets it go on.
+    /// Stops the guest, calls `at_stop`, takes the checkpoint, and lets the guest go on.
     ///
     /// # Errors
-    /// The guest did not run, or did not stop in time; see [`NotTaken`]. If the future is dropped, pages are lost.
-    pub async fn checkpoint(&mut self, epoch: EpochBuffer) -> Result<Checkpoint, NotTaken> {
+    /// The guest did not run, or did not stop in time, or `at_stop` failed; see [`NotTaken`]. If the future is dropped, pages are lost.
+    pub async fn checkpoint(&mut self, epoch: EpochBuffer, at_stop: AtStop) -> Result<Checkpoint, NotTaken> {
         let gone = || NotTaken { error: CaptureError::Incomplete, epoch: None };
-        self.ask(|answer| Request::Checkpoint(epoch, answer)).await.ok_or_else(gone)?
+        self.ask(|answer| Request::Checkpoint(epoch, at_stop, answer)).await.ok_or_else(gone)?
     }
 
     /// `None`: the thread is gone, or still busy with what nobody waits for.
@@ -197,7 +203,7 @@ fn serve(mut checkpointer: Checkpointer, requests: &Receiver<Request>) {
                 let report = checkpointer.precopy(&mut epoch);
                 answer.send(report.map(|report| (epoch, report))).is_ok()
             }
-            Request::Checkpoint(epoch, answer) => answer.send(checkpointer.checkpoint(epoch)).is_ok(),
+            Request::Checkpoint(epoch, at_stop, answer) => answer.send(checkpointer.checkpoint(epoch, at_stop)).is_ok(),
         };
         if !heard {
             checkpointer.lost();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::capture::{CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
+use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
 use crate::ram::{PassError, PassReport, RamTracker, Writes};
@@ -56,8 +56,8 @@ impl Checkpointer {
         Ok(report)
     }
 
-    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer) -> Result<Checkpoint, NotTaken> {
-        let taken = self.begin().and_then(|()| self.pause(&mut epoch));
+    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer, at_stop: AtStop) -> Result<Checkpoint, NotTaken> {
+        let taken = self.begin().and_then(|()| self.pause(&mut epoch, at_stop));
         match taken {
             Ok(Taken { pause_pages, times }) => {
                 self.completeness = Completeness::Whole;
@@ -72,7 +72,7 @@ impl Checkpointer {
         }
     }
 
-    fn pause(&mut self, epoch: &mut EpochBuffer) -> Result<Taken, CaptureError> {
+    fn pause(&mut self, epoch: &mut EpochBuffer, at_stop: AtStop) -> Result<Taken, CaptureError> {
         self.qmp.forget()?;
         // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
         let stop = self.qmp.write_most("stop")?;
@@ -89,7 +89,9 @@ impl Checkpointer {
             return self.was_not_running(saved);
         }
         let taken = match stopped {
-            Ok(_) => self.take(epoch, saved, start),
+            Ok(_) => at_stop()
+                .map_err(|source| CaptureError::AtStop { source })
+                .and_then(|()| self.take(epoch, saved, start)),
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use ev_vm::checkpoint::AtStop;
 use ev_vm::ram::{
     GuestMemory, PAGE_BYTES, PageBytes, PageNumber, RamFile, RamTracker, StagedPage, Staging, TrackedMemory,
 };
@@ -155,6 +156,11 @@ impl Image {
         differing.extend(left.map(|(page, _)| PageNumber(u32::try_from(page).unwrap())));
         differing
     }
+}
+
+/// For checkpoints of which memory and devices are all.
+pub fn nothing_else() -> AtStop {
+    Box::new(|| Ok(()))
 }
 
 /// Copies the memory as a whole into another guest's, then staged pages.
