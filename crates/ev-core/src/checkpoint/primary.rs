@@ -39,6 +39,10 @@ pub enum Event {
     LinkDown,
     /// Something came from the standby.
     Heard,
+    /// The whole memory was sent once, while the guest ran: what is left for the first pause is little.
+    Filled {
+        session: Session,
+    },
     /// The pause is over: the epoch's checkpoint is staged on this host and goes out by itself.
     Captured {
         epoch: Epoch,
@@ -134,6 +138,8 @@ pub struct Primary {
     session: Option<Session>,
     /// The standby has opened the session: what disks send from now on finds it.
     opened: bool,
+    /// The whole memory was sent to it once.
+    filled: bool,
     wanted: Option<Session>,
     link_up: bool,
     /// The epoch that the guest is in.
@@ -155,6 +161,7 @@ impl Primary {
             phase: Phase::Off,
             session: None,
             opened: false,
+            filled: false,
             wanted: None,
             link_up: false,
             running: Epoch::NONE,
@@ -166,6 +173,13 @@ impl Primary {
             proposed: None,
             standing: Standing::MayStart,
         }
+    }
+
+    /// For a guest that a process before this one kept, under a record by which the other host may go on from its memory: what was under way
+    /// is lost, so the standby is given up, and output is held until a record is without it.
+    #[must_use]
+    pub fn taken_up(limits: PaceLimits, now: Instant) -> Self {
+        Self { phase: Phase::Parting, standing: Standing::MayGoOn, ..Self::new(limits, now) }
     }
 
     /// For reports.
@@ -202,6 +216,7 @@ impl Primary {
                 self.give_up(out);
             }
             Event::Heard => self.heard = now,
+            Event::Filled { session } => self.filled |= self.session == Some(session),
             Event::Captured { epoch, pause } => self.captured(now, epoch, pause),
             Event::CaptureFailed => {
                 self.capturing = false;
@@ -307,6 +322,7 @@ impl Primary {
         self.phase = Phase::Filling;
         self.session = Some(session);
         self.opened = false;
+        self.filled = false;
         self.running = Epoch::FIRST;
         self.confirmed = Epoch::NONE;
         self.heard = now;
@@ -331,7 +347,7 @@ impl Primary {
 
     fn capture(&mut self, now: Instant, out: &mut Vec<Action>) {
         let unconfirmed = self.running.0 - 1 - self.confirmed.0;
-        let first = self.phase == Phase::Filling && self.opened;
+        let first = self.phase == Phase::Filling && self.opened && self.filled;
         let more = self.phase != Phase::Filling;
         if !self.capturing && (first || more && self.pace.is_due(now, unconfirmed)) {
             self.capturing = true;

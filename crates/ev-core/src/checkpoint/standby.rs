@@ -23,20 +23,20 @@ pub enum StandbyEvent {
         session: Session,
         reading: Instant,
     },
-    /// The memory and device state of this epoch are staged, whole, and passed their checksum. `flushed`: the guest flushed a disk in
-    /// it, so that its writes must be durable before it is confirmed.
+    /// The memory and device state of this epoch are staged, whole, and passed their checksum.
     MemoryStaged {
         session: Session,
         epoch: Epoch,
-        flushed: bool,
     },
-    /// All writes of this epoch to the disk are staged.
+    /// All writes of this epoch to the disk are staged. `flushed`: the guest flushed the disk in it, so that its writes must be
+    /// durable before the epoch is confirmed.
     DiskStaged {
         session: Session,
         disk: DiskId,
         epoch: Epoch,
+        flushed: bool,
     },
-    /// The disk's writes up to this epoch are applied, durably if that was asked for.
+    /// The disk's writes up to this epoch are applied, durably as far as the guest flushed.
     DiskApplied {
         session: Session,
         disk: DiskId,
@@ -57,10 +57,10 @@ pub enum StandbyEvent {
 pub enum StandbyAction {
     /// Drop all that is staged or held of another session.
     Discard,
+    /// Apply the staged writes, and flush where the guest did.
     ApplyDisk {
         disk: DiskId,
         epoch: Epoch,
-        durably: bool,
     },
     ApplyMemory {
         epoch: Epoch,
@@ -92,9 +92,10 @@ enum Taking {
 
 #[derive(Debug, Clone, Default)]
 struct Staged {
-    /// Whether a flush was in it, once its memory is here.
-    memory: Option<bool>,
+    memory: bool,
     disks: BTreeSet<DiskId>,
+    /// Disks that were flushed in it.
+    flushed: BTreeSet<DiskId>,
 }
 
 /// The engine. One thread owns it.
@@ -106,8 +107,8 @@ pub struct Standby {
     /// Parts of epochs that are not decided.
     staged: BTreeMap<Epoch, Staged>,
     decided: Epoch,
-    /// Epochs with a flush that are decided and not durable on all disks yet.
-    durable_wanted: BTreeSet<Epoch>,
+    /// Epochs with a flush that are decided and not yet durable on the disks that were flushed.
+    durable_wanted: BTreeMap<Epoch, BTreeSet<DiskId>>,
     applied_disks: BTreeMap<DiskId, Epoch>,
     applied_memory: Epoch,
     confirmed: Epoch,
@@ -122,7 +123,7 @@ impl Default for Standby {
             echo: Instant::default(),
             staged: BTreeMap::new(),
             decided: Epoch::NONE,
-            durable_wanted: BTreeSet::new(),
+            durable_wanted: BTreeMap::new(),
             applied_disks: BTreeMap::new(),
             applied_memory: Epoch::NONE,
             confirmed: Epoch::NONE,
@@ -150,12 +151,13 @@ impl Standby {
                 self.echo = self.echo.max(reading);
                 out.push(StandbyAction::Confirm { session, epoch: self.confirmed, echo: self.echo });
             }
-            StandbyEvent::MemoryStaged { session, epoch, flushed } if self.is_current(session) => {
-                self.stage(epoch, out, |staged| staged.memory = Some(flushed));
+            StandbyEvent::MemoryStaged { session, epoch } if self.is_current(session) => {
+                self.stage(epoch, out, |staged| staged.memory = true);
             }
-            StandbyEvent::DiskStaged { session, disk, epoch } if self.is_current(session) => {
+            StandbyEvent::DiskStaged { session, disk, epoch, flushed } if self.is_current(session) => {
                 self.stage(epoch, out, |staged| {
                     staged.disks.insert(disk);
+                    staged.flushed.extend(flushed.then_some(disk));
                 });
             }
             StandbyEvent::DiskApplied { session, disk, epoch } if self.session == Some(session) => {
@@ -201,14 +203,16 @@ impl Standby {
         loop {
             let next = self.decided.next();
             let Some(staged) = self.staged.get(&next) else { return };
-            let Some(flushed) = staged.memory.filter(|_| staged.disks.is_superset(&self.disks)) else { return };
-            self.staged.remove(&next);
+            if !staged.memory || !staged.disks.is_superset(&self.disks) {
+                return;
+            }
+            let flushed = self.staged.remove(&next).unwrap_or_default().flushed;
             self.decided = next;
-            if flushed {
-                self.durable_wanted.insert(next);
+            if !flushed.is_empty() {
+                self.durable_wanted.insert(next, flushed);
             }
             for disk in &self.disks {
-                out.push(StandbyAction::ApplyDisk { disk: *disk, epoch: next, durably: flushed });
+                out.push(StandbyAction::ApplyDisk { disk: *disk, epoch: next });
             }
             out.push(StandbyAction::ApplyMemory { epoch: next });
         }
@@ -216,10 +220,10 @@ impl Standby {
 
     /// The newest epoch up to which nothing that must be durable is not.
     fn confirmable(&mut self) -> Epoch {
-        let applied = self.disks.iter().map(|disk| self.applied_disks.get(disk).copied().unwrap_or_default());
-        let applied = applied.min().unwrap_or(self.decided);
-        self.durable_wanted.retain(|epoch| *epoch > applied);
-        self.durable_wanted.first().map_or(self.decided, |epoch| Epoch(epoch.0 - 1))
+        let Self { durable_wanted, applied_disks, .. } = self;
+        let is_applied = |disk: &DiskId, epoch| applied_disks.get(disk).is_some_and(|applied| *applied >= epoch);
+        durable_wanted.retain(|epoch, disks| !disks.iter().all(|disk| is_applied(disk, *epoch)));
+        durable_wanted.first_key_value().map_or(self.decided, |(epoch, _)| Epoch(epoch.0 - 1))
     }
 
     fn confirm(&mut self, out: &mut Vec<StandbyAction>) {

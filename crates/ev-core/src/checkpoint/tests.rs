@@ -33,7 +33,10 @@ fn joining() -> Primary {
     assert_eq!(step(&mut engine, 0, Event::LinkUp), []);
     assert_eq!(step(&mut engine, 0, Event::Wanted { session: Some(SESSION) }), [Action::Begin { session: SESSION }]);
     assert_eq!(step(&mut engine, 5, Event::Tick), [], "the standby has not opened the session");
-    assert_eq!(step(&mut engine, 10, confirm(0, 0)), [Action::Capture { epoch: Epoch::FIRST }]);
+    assert_eq!(step(&mut engine, 8, confirm(0, 0)), [], "its memory is empty");
+    let other = Event::Filled { session: Session(8) };
+    assert_eq!(step(&mut engine, 9, other), []);
+    assert_eq!(step(&mut engine, 10, Event::Filled { session: SESSION }), [Action::Capture { epoch: Epoch::FIRST }]);
     assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE }), []);
     assert_eq!((engine.phase(), engine.running()), (Phase::Joining, Epoch(2)));
     engine
@@ -75,7 +78,8 @@ fn a_standby_that_is_lost_in_the_first_pause_needs_a_record_before_output_is_fre
     let mut engine = Primary::new(PaceLimits::default(), at(0));
     step(&mut engine, 0, Event::LinkUp);
     step(&mut engine, 0, Event::Wanted { session: Some(SESSION) });
-    assert_eq!(step(&mut engine, 10, confirm(0, 0)), [Action::Capture { epoch: Epoch::FIRST }]);
+    step(&mut engine, 9, confirm(0, 0));
+    assert_eq!(step(&mut engine, 10, Event::Filled { session: SESSION }), [Action::Capture { epoch: Epoch::FIRST }]);
     let lost = step(&mut engine, 11, Event::LinkDown);
     assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
     assert_eq!(step(&mut engine, 12, Event::Record(Standing::Nothing)), [], "the pause is not over");
@@ -121,18 +125,25 @@ fn checkpoints_come_at_once_for_output_and_seldom_without() {
     assert!(!pace.is_due(at(100), 0));
 }
 
+#[test]
+fn a_guest_that_is_taken_up_under_a_record_with_memory_holds_output_until_one_without() {
+    let mut engine = Primary::taken_up(PaceLimits::default(), at(0));
+    assert_eq!(step(&mut engine, 1, Event::Tick), [Action::Propose(Proposal::StandbyLost)]);
+    assert_eq!(step(&mut engine, 2, Event::Record(Standing::Nothing)), [Action::Release(Output::Free)]);
+}
+
 fn tell(engine: &mut Standby, event: StandbyEvent) -> Vec<StandbyAction> {
     let mut out = Vec::new();
     engine.step(event, &mut out);
     out
 }
 
-fn memory(epoch: u64, flushed: bool) -> StandbyEvent {
-    StandbyEvent::MemoryStaged { session: SESSION, epoch: Epoch(epoch), flushed }
+fn memory(epoch: u64) -> StandbyEvent {
+    StandbyEvent::MemoryStaged { session: SESSION, epoch: Epoch(epoch) }
 }
 
-fn disk(epoch: u64) -> StandbyEvent {
-    StandbyEvent::DiskStaged { session: SESSION, disk: DISK, epoch: Epoch(epoch) }
+fn disk(epoch: u64, flushed: bool) -> StandbyEvent {
+    StandbyEvent::DiskStaged { session: SESSION, disk: DISK, epoch: Epoch(epoch), flushed }
 }
 
 fn confirmed(epoch: u64) -> StandbyAction {
@@ -149,18 +160,18 @@ fn opened() -> Standby {
 #[test]
 fn an_epoch_is_decided_when_all_of_it_is_there_and_in_its_order() {
     let mut engine = opened();
-    assert_eq!(tell(&mut engine, memory(1, false)), []);
-    assert_eq!(tell(&mut engine, disk(2)), []);
-    assert_eq!(tell(&mut engine, memory(2, false)), [], "the first is not whole yet");
+    assert_eq!(tell(&mut engine, memory(1)), []);
+    assert_eq!(tell(&mut engine, disk(2, false)), []);
+    assert_eq!(tell(&mut engine, memory(2)), [], "the first is not whole yet");
     let apply = |epoch| {
         [
-            StandbyAction::ApplyDisk { disk: DISK, epoch: Epoch(epoch), durably: false },
+            StandbyAction::ApplyDisk { disk: DISK, epoch: Epoch(epoch) },
             StandbyAction::ApplyMemory { epoch: Epoch(epoch) },
         ]
     };
-    assert_eq!(tell(&mut engine, disk(1)), [&apply(1)[..], &apply(2), &[confirmed(2)]].concat());
-    assert_eq!(tell(&mut engine, disk(1)), [], "a repeated part changes nothing");
-    let stranger = StandbyEvent::MemoryStaged { session: Session(8), epoch: Epoch(3), flushed: false };
+    assert_eq!(tell(&mut engine, disk(1, false)), [&apply(1)[..], &apply(2), &[confirmed(2)]].concat());
+    assert_eq!(tell(&mut engine, disk(1, false)), [], "a repeated part changes nothing");
+    let stranger = StandbyEvent::MemoryStaged { session: Session(8), epoch: Epoch(3) };
     assert_eq!(tell(&mut engine, stranger), []);
     assert_eq!(engine.decided(), Epoch(2));
 }
@@ -168,8 +179,8 @@ fn an_epoch_is_decided_when_all_of_it_is_there_and_in_its_order() {
 #[test]
 fn an_epoch_with_a_flush_is_confirmed_when_it_is_durable() {
     let mut engine = opened();
-    tell(&mut engine, memory(1, true));
-    assert!(!tell(&mut engine, disk(1)).contains(&confirmed(1)));
+    tell(&mut engine, memory(1));
+    assert!(!tell(&mut engine, disk(1, true)).contains(&confirmed(1)));
     let applied = StandbyEvent::DiskApplied { session: SESSION, disk: DISK, epoch: Epoch(1) };
     assert_eq!(tell(&mut engine, applied), [confirmed(1)]);
 }
@@ -178,11 +189,11 @@ fn an_epoch_with_a_flush_is_confirmed_when_it_is_durable() {
 fn a_takeover_waits_for_what_is_being_applied_and_hears_the_old_side_no_more() {
     let mut engine = opened();
     assert_eq!(engine.decided(), Epoch::NONE);
-    tell(&mut engine, memory(1, false));
-    tell(&mut engine, disk(1));
-    tell(&mut engine, memory(2, false));
+    tell(&mut engine, memory(1));
+    tell(&mut engine, disk(1, false));
+    tell(&mut engine, memory(2));
     assert_eq!(tell(&mut engine, StandbyEvent::TakeOver), []);
-    assert_eq!(tell(&mut engine, disk(2)), [], "too late");
+    assert_eq!(tell(&mut engine, disk(2, false)), [], "too late");
     let begin = StandbyEvent::Begin { session: Session(8), disks: BTreeSet::new() };
     assert_eq!(tell(&mut engine, begin), []);
     tell(&mut engine, StandbyEvent::DiskApplied { session: SESSION, disk: DISK, epoch: Epoch(1) });

@@ -16,10 +16,20 @@ pub struct Replica {
     pub durable: u64,
 }
 
+/// What a disk holds at the end of an epoch.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskPart {
+    pub index: usize,
+    pub epoch: Epoch,
+    pub value: u64,
+    /// The guest flushed it in that epoch.
+    pub flushed: bool,
+}
+
 /// What it was asked to apply.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    Disk { index: usize, epoch: Epoch, durably: bool },
+    Disk { index: usize, epoch: Epoch },
     Memory { epoch: Epoch },
 }
 
@@ -30,7 +40,8 @@ pub struct Peer {
     pub session: Option<Session>,
     /// Staged memory images and disk contents.
     memory_staged: BTreeMap<Epoch, u64>,
-    disks_staged: BTreeMap<(usize, Epoch), u64>,
+    /// With whether the guest flushed it in that epoch.
+    disks_staged: BTreeMap<(usize, Epoch), (u64, bool)>,
     pub memory: u64,
     pub replicas: [Replica; 2],
     work: Vec<Work>,
@@ -64,18 +75,19 @@ impl Peer {
         self.tell(StandbyEvent::Begin { session, disks: DISKS.into_iter().collect::<BTreeSet<_>>() })
     }
 
-    pub fn memory(&mut self, session: Session, epoch: Epoch, value: u64, flushed: bool) -> Answers {
+    pub fn memory(&mut self, session: Session, epoch: Epoch, value: u64) -> Answers {
         if self.session == Some(session) {
             self.memory_staged.insert(epoch, value);
         }
-        self.tell(StandbyEvent::MemoryStaged { session, epoch, flushed })
+        self.tell(StandbyEvent::MemoryStaged { session, epoch })
     }
 
-    pub fn disk(&mut self, session: Session, index: usize, epoch: Epoch, value: u64) -> Answers {
+    pub fn disk(&mut self, session: Session, part: DiskPart) -> Answers {
+        let DiskPart { index, epoch, value, flushed } = part;
         if self.session == Some(session) {
-            self.disks_staged.insert((index, epoch), value);
+            self.disks_staged.insert((index, epoch), (value, flushed));
         }
-        self.tell(StandbyEvent::DiskStaged { session, disk: DISKS[index], epoch })
+        self.tell(StandbyEvent::DiskStaged { session, disk: DISKS[index], epoch, flushed })
     }
 
     /// Does the oldest thing that was asked of one part, if there is any.
@@ -89,11 +101,11 @@ impl Peer {
         let wanted = part(&self.work[pick % self.work.len()]);
         let first = self.work.iter().position(|work| part(work) == wanted).expect("it was just picked");
         match self.work.remove(first) {
-            Work::Disk { index, epoch, durably } => {
-                let value = self.disks_staged.remove(&(index, epoch)).expect("it was staged");
+            Work::Disk { index, epoch } => {
+                let (value, flushed) = self.disks_staged.remove(&(index, epoch)).expect("it was staged");
                 let replica = &mut self.replicas[index];
                 replica.value = value;
-                if durably {
+                if flushed {
                     replica.durable = value;
                 }
                 self.tell(StandbyEvent::DiskApplied { session, disk: DISKS[index], epoch })
@@ -120,9 +132,9 @@ impl Peer {
                 self.disks_staged.clear();
                 self.work.clear();
             }
-            StandbyAction::ApplyDisk { disk, epoch, durably } => {
+            StandbyAction::ApplyDisk { disk, epoch } => {
                 let index = DISKS.iter().position(|one| *one == disk).expect("one of the guest's disks");
-                self.work.push(Work::Disk { index, epoch, durably });
+                self.work.push(Work::Disk { index, epoch });
             }
             StandbyAction::ApplyMemory { epoch } => self.work.push(Work::Memory { epoch }),
             StandbyAction::GoOn { .. } => self.went_on = Some(self.memory),

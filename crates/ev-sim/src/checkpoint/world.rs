@@ -8,7 +8,7 @@ use ev_core::checkpoint::{
 };
 use ev_core::time::Instant;
 
-use super::peer::{Answers, DISKS, Peer};
+use super::peer::{Answers, DISKS, DiskPart, Peer};
 use crate::rng::Rng;
 
 const STEP_MS: u64 = 5;
@@ -21,6 +21,8 @@ const CLOCK_MS: u64 = 100;
 const LATE_MS: u64 = 600;
 /// The mirror needs so long to bring the standby's replicas in step.
 const RESYNC_MS: u64 = 300;
+/// The whole memory is sent within this time.
+const FILL_MS: u64 = 500;
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,8 +67,8 @@ impl Record {
 enum Message {
     Begin(Session),
     Clock(Session, Instant),
-    Memory { session: Session, epoch: Epoch, value: u64, flushed: bool },
-    Disk { session: Session, index: usize, epoch: Epoch, value: u64 },
+    Memory { session: Session, epoch: Epoch, value: u64 },
+    Disk(Session, DiskPart),
 }
 
 /// A frame that waits for its epoch, or has none.
@@ -100,6 +102,8 @@ struct World {
     flushed: u64,
     flushed_in_epoch: bool,
     held: VecDeque<Frame>,
+    /// The whole memory is being sent until then.
+    filled_at: Option<(Session, u64)>,
     /// A pause that is under way.
     capture: Option<(Epoch, u64)>,
     peer: Peer,
@@ -162,6 +166,7 @@ impl World {
             flushed: 0,
             flushed_in_epoch: false,
             held: VecDeque::new(),
+            filled_at: None,
             capture: None,
             peer: Peer::default(),
             peer_up: true,
@@ -337,10 +342,8 @@ impl World {
                 let answers = match message {
                     Message::Begin(session) => self.peer.begin(session),
                     Message::Clock(session, reading) => self.peer.tell(StandbyEvent::Clock { session, reading }),
-                    Message::Memory { session, epoch, value, flushed } => {
-                        self.peer.memory(session, epoch, value, flushed)
-                    }
-                    Message::Disk { session, index, epoch, value } => self.peer.disk(session, index, epoch, value),
+                    Message::Memory { session, epoch, value } => self.peer.memory(session, epoch, value),
+                    Message::Disk(session, part) => self.peer.disk(session, part),
                 };
                 self.send_back(answers);
             }
@@ -393,6 +396,11 @@ impl World {
         {
             self.end_capture(epoch);
         }
+        if let Some((session, at)) = self.filled_at
+            && at <= self.now_ms
+        {
+            self.tell(Event::Filled { session });
+        }
         self.resync();
         let ready = self.known.replicas_good && !self.known.moved && self.link_up;
         if ready && self.engine.phase() == Phase::Off {
@@ -416,7 +424,12 @@ impl World {
             }
             self.to_primary.pop_front();
             match answer {
-                StandbyAction::Confirm { session, epoch, echo } => self.tell(Event::Confirmed { session, epoch, echo }),
+                StandbyAction::Confirm { session, epoch, echo } => {
+                    if epoch == Epoch::NONE && self.session == Some(session) && self.filled_at.is_none() {
+                        self.filled_at = Some((session, self.now_ms + self.rng.within(1..FILL_MS)));
+                    }
+                    self.tell(Event::Confirmed { session, epoch, echo });
+                }
                 StandbyAction::Refuse { session } => self.tell(Event::Refused { session }),
                 other => self.fail(&format!("{other:?} is not for the other side")),
             }
@@ -447,9 +460,10 @@ impl World {
             if self.output == Output::Free {
                 self.output = Output::Through(Epoch::NONE);
             }
-            self.send(0, Message::Memory { session, epoch, value: self.counter, flushed });
+            self.send(0, Message::Memory { session, epoch, value: self.counter });
             for index in 0..DISKS.len() {
-                self.send(1 + index, Message::Disk { session, index, epoch, value: self.counter });
+                let part = DiskPart { index, epoch, value: self.counter, flushed };
+                self.send(1 + index, Message::Disk(session, part));
             }
         }
         self.tell(Event::Captured { epoch, pause });
@@ -473,6 +487,7 @@ impl World {
             match action {
                 Action::Begin { session } => {
                     self.session = Some(session);
+                    self.filled_at = None;
                     self.flushed_in_epoch = true;
                     self.send(CLOCK_LANE, Message::Begin(session));
                 }
