@@ -72,7 +72,11 @@ impl Image {
         let mut rest = entries;
         while !rest.is_empty() {
             let (number, form, next) = entry::decode(rest)?;
-            if kind == wire::STATE { self.apply_state(number, form)? } else { self.apply_page(PageNumber(number), form)? }
+            if kind == wire::STATE {
+                self.apply_state(number, form)?
+            } else {
+                self.apply_page(PageNumber(number), form)?
+            }
             rest = next;
         }
         Ok(())
@@ -157,11 +161,7 @@ impl Applier {
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn start(
-        session: Session,
-        image: Arc<Mutex<Image>>,
-        notices: mpsc::Sender<StagedNotice>,
-    ) -> io::Result<Self> {
+    pub fn start(session: Session, image: Arc<Mutex<Image>>, notices: mpsc::Sender<StagedNotice>) -> io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(EPOCHS_QUEUED_MAX);
         std::thread::Builder::new().name("apply".to_owned()).spawn(move || {
             while let Ok(Job { epoch, staged }) = queue.recv() {

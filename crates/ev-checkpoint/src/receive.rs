@@ -72,12 +72,24 @@ impl Staged {
 #[derive(Debug)]
 pub enum StagedNotice {
     /// Memory and device state of this epoch are here. They are applied by [`crate::Applier::apply`], once that is decided.
-    Staged { session: Session, epoch: Epoch, staged: Staged },
-    Applied { session: Session, epoch: Epoch },
+    Staged {
+        session: Session,
+        epoch: Epoch,
+        staged: Staged,
+    },
+    Applied {
+        session: Session,
+        epoch: Epoch,
+    },
     /// This session can't go on here.
-    Failed { session: Session, why: String },
+    Failed {
+        session: Session,
+        why: String,
+    },
     /// The stream is over.
-    Ended { why: String },
+    Ended {
+        why: String,
+    },
 }
 
 /// The session that the stream may bring, and where its first epoch goes.
@@ -104,7 +116,8 @@ impl Receiver {
         notices: mpsc::Sender<StagedNotice>,
     ) -> Result<Self, ReceiveError> {
         let open = Arc::new(Mutex::new(None));
-        let mut reader = Reader { stream, open: Arc::clone(&open), notices, epoch: Arriving::default(), total: Arc::default() };
+        let mut reader =
+            Reader { stream, open: Arc::clone(&open), notices, epoch: Arriving::default(), total: Arc::default() };
         std::thread::Builder::new()
             .name("receive".to_owned())
             .spawn(move || {

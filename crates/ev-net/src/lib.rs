@@ -5,6 +5,7 @@
 
 pub mod announce;
 pub mod gate;
+pub mod hold;
 mod learned;
 pub mod link_watch;
 pub mod links;
@@ -14,6 +15,7 @@ pub mod tap;
 
 pub use announce::announce;
 pub use gate::{FrameGate, OpenGate};
+pub use hold::{AddedDelay, OutputHold, Waiting};
 pub use learned::LEARNED_MAX;
 pub use link_watch::{LinkState, LinkWatch};
 pub use links::{Links, LinksError};

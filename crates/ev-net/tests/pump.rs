@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ev_core::ids::MacAddress;
-use ev_net::{Links, NicPump, NicPumpSpec, OpenGate, Tap, announce};
+use ev_net::{Links, NicPump, NicPumpSpec, OpenGate, OutputHold, Tap, announce};
 use support::{PATIENCE, in_namespace, ip};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -59,7 +59,8 @@ impl Place {
         let gate = Arc::clone(&self.gate);
         let gate = Arc::new(move || gate.load(Ordering::SeqCst));
         let (socket, tap) = (self.socket.clone(), self.tap.clone());
-        NicPump::start(NicPumpSpec { name: "nic-0".to_owned(), socket, tap, mac: GUEST, gate }).unwrap()
+        NicPump::start(NicPumpSpec { name: "nic-0".to_owned(), socket, tap, mac: GUEST, gate, hold: OutputHold::new() })
+            .unwrap()
     }
 
     /// The next frame on the network for which `wanted` has an answer.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ev_vm::checkpoint::{Capture, CaptureError, RestoreError, Standby, StateError};
 use ev_vm::{EventKind, Guest, QmpError, RunState};
-use support::tracked::{Ending, Image, apply, copy_all, machines, nothing_else, round, said, tiny, tracked, until_said};
+use support::tracked::{
+    Ending, Image, apply, copy_all, machines, nothing_else, round, said, tiny, tracked, until_said,
+};
 use support::{DiskServer, Folders, PATIENCE, Serial, tcg, until};
 use tokio::time::timeout;
 

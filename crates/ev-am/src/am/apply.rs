@@ -6,6 +6,7 @@ use std::time::Duration;
 use ev_core::availability::keeper::{Action, Gate as GateState, Role};
 use ev_core::ids::Generation;
 use ev_core::report::EndCause;
+use ev_net::OutputHold;
 use ev_vm::{GuestPaths, GuestSpec};
 
 use super::{Am, RunningGuest, Stay};
@@ -126,7 +127,7 @@ impl Am {
         tracing::info!(%since, "starting the guest");
         let paths = self.guest_paths();
         let gate = Arc::clone(&self.gate);
-        let nics = Nics::connect(self.vm(), &paths, Arc::new(move || gate.is_open())).await;
+        let nics = Nics::connect(self.vm(), &paths, Arc::new(move || gate.is_open()), OutputHold::new()).await;
         let spec = GuestSpec::of_vm(self.vm(), paths, &self.config.qemu_user);
         let task = GuestTask::start(since, self.qemu.clone(), spec, self.outbox.guest.clone());
         self.guest = Some(RunningGuest { task, nics, accelerator: None, ending: None });

@@ -11,6 +11,7 @@ use ev_core::ids::Generation;
 use ev_core::report::GuestState;
 use ev_mirror::gate::boot_time;
 use ev_mirror::{DiskEvent, Gate};
+use ev_net::OutputHold;
 use ev_vm::{Guest, Qemu};
 use ev_wire::am::AmConfig;
 use ev_wire::identity::Identity;
@@ -162,7 +163,8 @@ impl Am {
     async fn take_up_guest(&mut self, since: Generation, guest: Guest) -> Stay {
         tracing::info!(%since, pid = guest.pid(), "taking up the guest of an earlier ev-am");
         let gate = Arc::clone(&self.gate);
-        let nics = Nics::connect(self.vm(), &self.guest_paths(), Arc::new(move || gate.is_open())).await;
+        let nics =
+            Nics::connect(self.vm(), &self.guest_paths(), Arc::new(move || gate.is_open()), OutputHold::new()).await;
         let task = GuestTask::attach(since, guest, self.outbox.guest.clone());
         self.guest = Some(RunningGuest { task, nics, accelerator: None, ending: None });
         let Some((_, GuestNotice::Up { running, accelerator, .. })) = self.inbox.guest.recv().await else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ev_core::ids::MacAddress;
 use ev_core::vm::{NicConfig, Vm};
-use ev_net::{FrameGate, Links, LinksError, NicPump, NicPumpSpec, Tap, TapError, announce};
+use ev_net::{FrameGate, Links, LinksError, NicPump, NicPumpSpec, OutputHold, Tap, TapError, announce};
 use ev_vm::GuestPaths;
 
 use learned::Learned;
@@ -27,7 +27,14 @@ pub enum NicError {
 /// All NICs of a guest that runs here. Dropping this takes the TAPs away.
 pub struct Nics {
     places: Vec<Place>,
+    ways_out: WaysOut,
+}
+
+/// What decides about the guest's frames.
+#[derive(Clone)]
+struct WaysOut {
     gate: Arc<dyn FrameGate>,
+    hold: Arc<OutputHold>,
 }
 
 struct Place {
@@ -47,24 +54,25 @@ struct Connected {
 impl Nics {
     /// Connects all NICs of `vm`. One that can't be is left out for now ([`Self::mend`]): the guest runs without it, as
     /// it would with a pulled cable.
-    pub async fn connect(vm: &Vm, paths: &GuestPaths, gate: Arc<dyn FrameGate>) -> Self {
+    pub async fn connect(vm: &Vm, paths: &GuestPaths, gate: Arc<dyn FrameGate>, hold: Arc<OutputHold>) -> Self {
+        let ways_out = WaysOut { gate, hold };
         let mut places = Vec::new();
         for (index, config) in vm.config.nics.iter().enumerate() {
             let (socket, tap_name) = (paths.nic(index), tap_name(vm.number, index));
-            let state = connect(config, index, &tap_name, &socket, &gate).await;
+            let state = connect(config, index, &tap_name, &socket, &ways_out).await;
             if let Err(error) = &state {
                 tracing::error!(nic = index, %error, "a NIC is not connected; the guest runs without it for now");
             }
             places.push(Place { config: config.clone(), tap_name, socket, state, told: BTreeSet::new() });
         }
-        Self { places, gate }
+        Self { places, ways_out }
     }
 
     /// Tries again to connect what is not.
     pub async fn mend(&mut self) {
         for (index, place) in self.places.iter_mut().enumerate() {
             if place.state.is_err() {
-                place.state = connect(&place.config, index, &place.tap_name, &place.socket, &self.gate).await;
+                place.state = connect(&place.config, index, &place.tap_name, &place.socket, &self.ways_out).await;
                 if place.state.is_ok() {
                     tracing::info!(nic = index, "the NIC is connected now");
                 }
@@ -98,7 +106,12 @@ impl Nics {
     pub fn announce(&self, learned: &Learned) {
         for (index, place) in self.places.iter().enumerate() {
             let Ok(connected) = &place.state else { continue };
-            tokio::spawn(tell(connected.tap.clone(), place.config.mac, learned.of(index), Arc::clone(&self.gate)));
+            tokio::spawn(tell(
+                connected.tap.clone(),
+                place.config.mac,
+                learned.of(index),
+                Arc::clone(&self.ways_out.gate),
+            ));
         }
     }
 }
@@ -119,7 +132,7 @@ async fn connect(
     index: usize,
     tap_name: &str,
     socket: &std::path::Path,
-    gate: &Arc<dyn FrameGate>,
+    ways_out: &WaysOut,
 ) -> Result<Connected, NicError> {
     let tap = Tap::create(tap_name)?;
     Links::open()?.plug(&tap, &config.bridge, config.mac).await?;
@@ -128,7 +141,8 @@ async fn connect(
         socket: socket.to_owned(),
         tap: tap.clone(),
         mac: config.mac,
-        gate: Arc::clone(gate),
+        gate: Arc::clone(&ways_out.gate),
+        hold: Arc::clone(&ways_out.hold),
     })?;
     Ok(Connected { tap, pump })
 }

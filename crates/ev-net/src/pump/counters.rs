@@ -18,6 +18,8 @@ pub struct PumpCounters {
     pub received_bytes: u64,
     /// Frames of the guest that came while the gate was closed.
     pub dropped_gate_closed: u64,
+    /// Frames of the guest that were held, or came, when the guest had gone on elsewhere.
+    pub dropped_held: u64,
     /// Frames of the guest that the TAP did not take.
     pub dropped_by_tap: u64,
     /// Frames for the guest that came while QEMU was not connected. (With QEMU connected but not reading, they wait
@@ -25,6 +27,10 @@ pub struct PumpCounters {
     pub dropped_to_guest: u64,
     /// Connections to QEMU so far.
     pub connections: u64,
+    /// Frames of the guest that wait for their epoch now.
+    pub held_frames: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
 }
 
 /// Written by the pump's thread, read by others. The numbers are independent of each other: relaxed order will do.
@@ -35,15 +41,22 @@ pub(super) struct Shared {
     pub received_frames: AtomicU64,
     pub received_bytes: AtomicU64,
     pub dropped_gate_closed: AtomicU64,
+    pub dropped_held: AtomicU64,
     pub dropped_by_tap: AtomicU64,
     pub dropped_to_guest: AtomicU64,
     pub connections: AtomicU64,
+    pub held_frames: AtomicU64,
+    pub held_bytes: AtomicU64,
     pub connected: AtomicBool,
     pub learned: Mutex<BTreeSet<IpAddr>>,
 }
 
 pub(super) fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+pub(super) fn subtract(gauge: &AtomicU64, count: usize) {
+    gauge.fetch_sub(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 impl Shared {
@@ -55,9 +68,12 @@ impl Shared {
             received_frames: read(&self.received_frames),
             received_bytes: read(&self.received_bytes),
             dropped_gate_closed: read(&self.dropped_gate_closed),
+            dropped_held: read(&self.dropped_held),
             dropped_by_tap: read(&self.dropped_by_tap),
             dropped_to_guest: read(&self.dropped_to_guest),
             connections: read(&self.connections),
+            held_frames: read(&self.held_frames),
+            held_bytes: read(&self.held_bytes),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   guest ─ QEMU ══ stream socket ══► FrameReader ─► Outbound ─ gate? ─► TAP ─ bridge ─ network
-//!                                                     (Level 3 holds frames here)
+//!                                                     │ ▲
+//!                                                  HeldFrames (Level 3, until their epoch is complete)
 //!   guest ─ QEMU ◄═ stream socket ═══ ToGuest ◄───────────────────────── TAP ─ bridge ─ network
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! pump connects, and connects again whenever the connection is lost.
 
 mod counters;
+mod held;
 mod outbound;
 mod stream;
 mod thread;
@@ -27,6 +29,7 @@ use ev_core::ids::MacAddress;
 use rustix::event::EventfdFlags;
 
 use crate::gate::FrameGate;
+use crate::hold::OutputHold;
 use crate::tap::Tap;
 use counters::Shared;
 
@@ -45,6 +48,8 @@ pub struct NicPumpSpec {
     pub mac: MacAddress,
     /// Whether frames may leave.
     pub gate: Arc<dyn FrameGate>,
+    /// Which frames wait for their epoch: shared by all NICs of a guest.
+    pub hold: Arc<OutputHold>,
 }
 
 /// A running pump. Dropping it ends its thread, and waits for that: no frame leaves afterwards.
@@ -69,7 +74,9 @@ impl NicPump {
         let shared = Arc::new(Shared { learned: Mutex::new(BTreeSet::new()), ..Shared::default() });
         let end = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let name = spec.name.clone();
-        let pump = thread::Pump::new(spec, Arc::clone(&shared), Arc::clone(&end));
+        let verdicts = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        spec.hold.register(&verdicts);
+        let pump = thread::Pump::new(spec, Arc::clone(&shared), thread::Orders { end: Arc::clone(&end), verdicts });
         let thread = std::thread::Builder::new().name(name).spawn(move || pump.run())?;
         Ok(Self { shared, end, thread: Some(thread) })
     }

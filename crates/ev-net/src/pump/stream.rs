@@ -5,7 +5,7 @@ pub(super) const FRAME_BYTES_MAX: usize = 4096 + 65_536;
 /// Bytes of a length.
 const LENGTH_BYTES: usize = 4;
 /// What is read from QEMU at once, at most; room for one frame of any size, and for a batch of usual ones.
-const READ_BYTES_MAX: usize = 256 << 10;
+pub(super) const READ_BYTES_MAX: usize = 256 << 10;
 /// What may wait for QEMU to read it. No more is taken from the TAP then, whose own queue fills and drops.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 

@@ -1,4 +1,5 @@
-//! The pump's thread: waits for the socket, the TAP and the order to end, and moves a batch of frames per wakeup.
+//! The pump's thread: waits for the socket, the TAP, news of what may leave and the order to end, and moves a batch of frames per
+//! wakeup.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,16 +14,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::hold::OutputHold;
 use crate::learned::Learned;
 use crate::tap::Tap;
 
 use super::NicPumpSpec;
 use super::counters::{Shared, add};
-use super::outbound::Outbound;
-use super::stream::{FRAME_BYTES_MAX, FrameReader, FrameWriter};
+use super::outbound::{Outbound, WhatWasRead};
+use super::stream::{FRAME_BYTES_MAX, FrameReader, FrameWriter, READ_BYTES_MAX};
 
 /// Most frames that are taken from the TAP before the other direction is looked at.
 const BATCH_FRAMES_MAX: usize = 64;
+/// Most held frames that leave before the other direction is looked at.
+const LET_GO_FRAMES_MAX: usize = 1024;
 /// Pause between two attempts to connect to QEMU: a guest that starts must not wait for its network.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
 /// Pause after something that should not happen, so that it does not keep a processor busy.
@@ -34,7 +38,8 @@ pub(super) struct Pump {
     tap: Tap,
     mac: MacAddress,
     shared: Arc<Shared>,
-    end: Arc<OwnedFd>,
+    orders: Orders,
+    hold: Arc<OutputHold>,
     qemu: Option<UnixStream>,
     next_connect: Instant,
     reader: FrameReader,
@@ -44,25 +49,35 @@ pub(super) struct Pump {
     frame: Box<[u8]>,
 }
 
+/// Descriptors that become readable when other threads want something.
+pub(super) struct Orders {
+    /// The pump is to end.
+    pub end: Arc<OwnedFd>,
+    /// What was held may leave, or never will.
+    pub verdicts: Arc<OwnedFd>,
+}
+
 /// What can be done now.
 struct Ready {
     end: bool,
+    verdicts: bool,
     tap: bool,
     qemu_read: bool,
     qemu_write: bool,
 }
 
 impl Pump {
-    pub(super) fn new(spec: NicPumpSpec, shared: Arc<Shared>, end: Arc<OwnedFd>) -> Self {
-        let NicPumpSpec { name, socket, tap, mac, gate } = spec;
-        let outbound = Outbound::new(tap.clone(), gate, Arc::clone(&shared));
+    pub(super) fn new(spec: NicPumpSpec, shared: Arc<Shared>, orders: Orders) -> Self {
+        let NicPumpSpec { name, socket, tap, mac, gate, hold } = spec;
+        let outbound = Outbound::new(tap.clone(), gate, Arc::clone(&hold), Arc::clone(&shared));
         Self {
             name,
             socket,
             tap,
             mac,
             shared,
-            end,
+            orders,
+            hold,
             qemu: None,
             next_connect: Instant::now(),
             reader: FrameReader::new(),
@@ -89,6 +104,10 @@ impl Pump {
             if ready.end {
                 return;
             }
+            if ready.verdicts {
+                self.hear_verdicts();
+            }
+            self.outbound.let_go(LET_GO_FRAMES_MAX);
             if ready.qemu_read {
                 self.carry_out();
             }
@@ -102,13 +121,22 @@ impl Pump {
     }
 
     fn wait(&self) -> io::Result<Ready> {
-        let mut qemu_flags = PollFlags::IN;
+        let mut qemu_flags = PollFlags::empty();
+        // While too much is held, frames wait in QEMU.
+        qemu_flags.set(PollFlags::IN, self.outbound.has_room(READ_BYTES_MAX));
         qemu_flags.set(PollFlags::OUT, !self.writer.waiting().is_empty());
         // While QEMU does not read, frames wait in the TAP's queue.
         let tap_flags = if self.writer.has_room() { PollFlags::IN } else { PollFlags::empty() };
-        let mut fds = vec![PollFd::new(&*self.end, PollFlags::IN), PollFd::from_borrowed_fd(self.tap.fd(), tap_flags)];
-        fds.extend(self.qemu.as_ref().map(|qemu| PollFd::new(qemu, qemu_flags)));
+        let mut fds = vec![
+            PollFd::new(&*self.orders.end, PollFlags::IN),
+            PollFd::new(&*self.orders.verdicts, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.tap.fd(), tap_flags),
+        ];
+        // Asked for nothing, poll would still tell, and tell again, that a QEMU has gone whose last frames there is no room for.
+        let asked = self.qemu.as_ref().filter(|_| !qemu_flags.is_empty());
+        fds.extend(asked.map(|qemu| PollFd::new(qemu, qemu_flags)));
         let timeout = match &self.qemu {
+            _ if self.outbound.can_let_go() => Some(Duration::ZERO),
             Some(_) => None,
             None => Some(self.next_connect.saturating_duration_since(Instant::now())),
         };
@@ -119,16 +147,26 @@ impl Pump {
         }
         let has = |index: usize, flags: PollFlags| fds.get(index).is_some_and(|fd| fd.revents().intersects(flags));
         let lost = PollFlags::HUP | PollFlags::ERR;
-        if has(1, PollFlags::ERR) {
+        if has(2, PollFlags::ERR) {
             // The device was removed under us, or is down: no frames, and no reason to spin.
             std::thread::sleep(TROUBLE_PAUSE);
         }
         Ok(Ready {
             end: has(0, PollFlags::IN),
-            tap: has(1, PollFlags::IN),
-            qemu_read: has(2, PollFlags::IN | lost),
-            qemu_write: has(2, PollFlags::OUT),
+            verdicts: has(1, PollFlags::IN),
+            tap: has(2, PollFlags::IN),
+            qemu_read: qemu_flags.contains(PollFlags::IN) && has(3, PollFlags::IN | lost),
+            qemu_write: has(3, PollFlags::OUT | lost),
         })
+    }
+
+    /// Before verdicts are asked for, so that one that changes later is told anew.
+    fn hear_verdicts(&self) {
+        if let Err(error) = rustix::io::read(&*self.orders.verdicts, &mut [0_u8; 8])
+            && error != Errno::AGAIN
+        {
+            tracing::debug!(nic = self.name, %error, "could not hear what may leave");
+        }
     }
 
     fn connect(&mut self) {
@@ -165,13 +203,15 @@ impl Pump {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Err(_) => return self.disconnect(),
         }
+        // After the read: see there.
+        let read = WhatWasRead { turn: self.hold.turn_of_what_was_read(), at: Instant::now() };
         loop {
             match self.reader.next() {
                 Ok(Some(frame)) => {
                     if self.learned.note_sent(self.mac, frame) {
                         self.shared.set_learned(self.learned.addresses());
                     }
-                    self.outbound.take(frame);
+                    self.outbound.take(read, frame);
                 }
                 Ok(None) => return,
                 Err(out_of_step) => {

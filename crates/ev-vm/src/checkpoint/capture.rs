@@ -52,7 +52,9 @@ pub enum CaptureError {
     ReadState { source: io::Error },
     #[error("QEMU saved no proper device state: {0}")]
     State(#[from] StateError),
-    #[error("what belongs to the checkpoint beside memory and devices was not ready for it: {source}; the guest was let go on")]
+    #[error(
+        "what belongs to the checkpoint beside memory and devices was not ready for it: {source}; the guest was let go on"
+    )]
     AtStop { source: io::Error },
     #[error("an earlier pass or checkpoint did not come to its end; start the capture anew, with the whole memory")]
     Incomplete,
