@@ -10,7 +10,7 @@ use ev_wire::peer::{Directive, ProposeRefusal};
 
 use super::{Am, Event, Stay, TICKS_PER_DISK_REPAIR, TICKS_PER_LOOK};
 use crate::guest::GuestNotice;
-use crate::links::LinkNotice;
+use crate::links::{Channel, LinkNotice};
 use crate::local::LocalCall;
 use crate::master::{MasterNotice, ProposeFailure};
 use crate::{disks, started};
@@ -68,11 +68,12 @@ impl Am {
 
     fn on_link(&mut self, notice: LinkNotice) {
         match notice {
-            LinkNotice::Stream { disk, stream } => {
+            LinkNotice::Stream { channel: Channel::Disk(disk), stream } => {
                 if let Some(partner) = self.config.partner {
                     self.disks.link(disk, *stream, partner);
                 }
             }
+            LinkNotice::Stream { channel: Channel::Lane | Channel::Memory, stream } => drop(stream),
             LinkNotice::PartnerHeard(heard) => {
                 self.partner_heard = heard;
                 if heard {
@@ -135,7 +136,7 @@ impl Am {
             DiskEvent::ReplicaLost { .. } | DiskEvent::ReplicaGood { .. } => Stay::Yes,
             DiskEvent::LinkDown { disk } => {
                 if let Some(links) = &self.links {
-                    links.stream_down(disk);
+                    links.stream_down(Channel::Disk(disk));
                 }
                 Stay::Yes
             }

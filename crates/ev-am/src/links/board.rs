@@ -1,4 +1,4 @@
-//! Which disk's stream goes over which path to the partner: the decisions, without the sockets.
+//! Which stream goes over which path to the partner: the decisions, without the sockets.
 //!
 //! ```text
 //!              best path up                  connected
@@ -14,8 +14,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ev_core::ids::DiskId;
 use ev_core::time::Instant;
+
+use super::message::Channel;
 
 /// How long a better path must have been up without a break before a working stream is moved back to it: a link that
 /// flaps must not take the stream along.
@@ -31,16 +32,16 @@ pub enum LinkEvent {
     /// The partner was silent on this path for too long.
     PathDown(usize),
     Connected {
-        disk: DiskId,
+        channel: Channel,
         path: usize,
     },
     Refused {
-        disk: DiskId,
+        channel: Channel,
         path: usize,
     },
-    /// The disk's stream ended or was given up by the disk.
+    /// The stream ended or was given up by whoever had it.
     StreamDown {
-        disk: DiskId,
+        channel: Channel,
     },
     /// Time has passed.
     Tick,
@@ -49,10 +50,10 @@ pub enum LinkEvent {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkAction {
-    /// Connect a stream for this disk over this path; when it stands it replaces the one the disk has.
-    Connect { disk: DiskId, path: usize },
-    /// Break the disk's stream, so that the disk notices at once.
-    Cut { disk: DiskId },
+    /// Connect this stream over this path; when it stands it replaces the old one.
+    Connect { channel: Channel, path: usize },
+    /// Break the stream, so that its user notices at once.
+    Cut { channel: Channel },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,13 +68,13 @@ enum Stream {
 pub struct Board {
     /// Since when each path has been up.
     paths: Vec<Option<Instant>>,
-    streams: BTreeMap<DiskId, Stream>,
+    streams: BTreeMap<Channel, Stream>,
 }
 
 impl Board {
     #[must_use]
-    pub fn new(paths: usize, disks: impl IntoIterator<Item = DiskId>) -> Self {
-        let streams = disks.into_iter().map(|disk| (disk, Stream::Idle { retry_at: Instant(0) })).collect();
+    pub fn new(paths: usize, channels: impl IntoIterator<Item = Channel>) -> Self {
+        let streams = channels.into_iter().map(|channel| (channel, Stream::Idle { retry_at: Instant(0) })).collect();
         Self { paths: vec![None; paths], streams }
     }
 
@@ -90,15 +91,15 @@ impl Board {
                 *state = state.or(Some(now));
             }
             LinkEvent::PathDown(path) => self.path_down(now, path, out),
-            LinkEvent::Connected { disk, path } => {
-                if let Some(stream) = self.streams.get_mut(&disk)
+            LinkEvent::Connected { channel, path } => {
+                if let Some(stream) = self.streams.get_mut(&channel)
                     && matches!(stream, Stream::Connecting { path: wanted, .. } if *wanted == path)
                 {
                     *stream = Stream::Connected { path, move_at: now };
                 }
             }
-            LinkEvent::Refused { disk, path } => self.refused(now, disk, path),
-            LinkEvent::StreamDown { disk } => self.stream_down(now, disk),
+            LinkEvent::Refused { channel, path } => self.refused(now, channel, path),
+            LinkEvent::StreamDown { channel } => self.stream_down(now, channel),
             LinkEvent::Tick => {}
         }
         self.connect(now, out);
@@ -106,10 +107,10 @@ impl Board {
 
     fn path_down(&mut self, now: Instant, path: usize, out: &mut Vec<LinkAction>) {
         self.paths[path] = None;
-        for (disk, stream) in &mut self.streams {
+        for (channel, stream) in &mut self.streams {
             match *stream {
                 Stream::Connected { path: used, .. } if used == path => {
-                    out.push(LinkAction::Cut { disk: *disk });
+                    out.push(LinkAction::Cut { channel: *channel });
                     *stream = Stream::Idle { retry_at: now };
                 }
                 Stream::Connecting { path: wanted, old: Some(old) } if wanted == path => {
@@ -119,7 +120,7 @@ impl Board {
                     *stream = Stream::Idle { retry_at: now };
                 }
                 Stream::Connecting { path: wanted, old: Some(old) } if old == path => {
-                    out.push(LinkAction::Cut { disk: *disk });
+                    out.push(LinkAction::Cut { channel: *channel });
                     *stream = Stream::Connecting { path: wanted, old: None };
                 }
                 Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => {}
@@ -127,8 +128,8 @@ impl Board {
         }
     }
 
-    fn refused(&mut self, now: Instant, disk: DiskId, path: usize) {
-        let Some(stream) = self.streams.get_mut(&disk) else { return };
+    fn refused(&mut self, now: Instant, channel: Channel, path: usize) {
+        let Some(stream) = self.streams.get_mut(&channel) else { return };
         match *stream {
             Stream::Connecting { path: wanted, old } if wanted == path => {
                 *stream = match old {
@@ -140,8 +141,8 @@ impl Board {
         }
     }
 
-    fn stream_down(&mut self, now: Instant, disk: DiskId) {
-        let Some(stream) = self.streams.get_mut(&disk) else { return };
+    fn stream_down(&mut self, now: Instant, channel: Channel) {
+        let Some(stream) = self.streams.get_mut(&channel) else { return };
         *stream = match *stream {
             Stream::Connected { .. } => Stream::Idle { retry_at: now.after(RETRY_AFTER) },
             Stream::Connecting { path, .. } => Stream::Connecting { path, old: None },
@@ -152,14 +153,14 @@ impl Board {
     fn connect(&mut self, now: Instant, out: &mut Vec<LinkAction>) {
         let Some(best) = self.paths.iter().position(Option::is_some) else { return };
         let steady = self.paths[best].is_some_and(|since| now >= since.after(MOVE_BACK_AFTER));
-        for (disk, stream) in &mut self.streams {
+        for (channel, stream) in &mut self.streams {
             let old = match *stream {
                 Stream::Idle { retry_at } if now >= retry_at => None,
                 Stream::Connected { path, move_at } if path > best && steady && now >= move_at => Some(path),
                 Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => continue,
             };
             *stream = Stream::Connecting { path: best, old };
-            out.push(LinkAction::Connect { disk: *disk, path: best });
+            out.push(LinkAction::Connect { channel: *channel, path: best });
         }
     }
 }
@@ -167,9 +168,10 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ev_core::ids::DiskId;
     use uuid::Uuid;
 
-    const DISK: DiskId = DiskId(Uuid::from_u128(1));
+    const DISK: Channel = Channel::Disk(DiskId(Uuid::from_u128(1)));
     const MS: u64 = 1_000_000;
 
     fn step(board: &mut Board, at_ms: u64, event: LinkEvent) -> Vec<LinkAction> {
@@ -180,8 +182,8 @@ mod tests {
 
     fn connected_over(path: usize) -> Board {
         let mut board = Board::new(3, [DISK]);
-        assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [LinkAction::Connect { disk: DISK, path }]);
-        assert_eq!(step(&mut board, 1, LinkEvent::Connected { disk: DISK, path }), []);
+        assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [LinkAction::Connect { channel: DISK, path }]);
+        assert_eq!(step(&mut board, 1, LinkEvent::Connected { channel: DISK, path }), []);
         board
     }
 
@@ -197,7 +199,7 @@ mod tests {
         let mut board = connected_over(0);
         assert_eq!(step(&mut board, 2, LinkEvent::PathUp(2)), []);
         let actions = step(&mut board, 500, LinkEvent::PathDown(0));
-        assert_eq!(actions, [LinkAction::Cut { disk: DISK }, LinkAction::Connect { disk: DISK, path: 2 }]);
+        assert_eq!(actions, [LinkAction::Cut { channel: DISK }, LinkAction::Connect { channel: DISK, path: 2 }]);
     }
 
     #[test]
@@ -207,39 +209,39 @@ mod tests {
         assert_eq!(step(&mut board, 4_000, LinkEvent::PathDown(0)), []);
         assert_eq!(step(&mut board, 4_100, LinkEvent::PathUp(0)), []);
         assert_eq!(step(&mut board, 9_000, LinkEvent::Tick), []);
-        assert_eq!(step(&mut board, 9_100, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 9_100, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
         // Refused: the old stream is still there, nothing is cut, and the next attempt waits.
-        assert_eq!(step(&mut board, 9_101, LinkEvent::Refused { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 9_101, LinkEvent::Refused { channel: DISK, path: 0 }), []);
         assert_eq!(step(&mut board, 14_100, LinkEvent::Tick), []);
-        assert_eq!(step(&mut board, 14_101, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
-        assert_eq!(step(&mut board, 14_102, LinkEvent::Connected { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 14_101, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 14_102, LinkEvent::Connected { channel: DISK, path: 0 }), []);
         assert_eq!(step(&mut board, 14_103, LinkEvent::PathDown(1)), []);
     }
 
     #[test]
     fn a_broken_stream_is_tried_again_after_a_pause() {
         let mut board = connected_over(0);
-        assert_eq!(step(&mut board, 10, LinkEvent::StreamDown { disk: DISK }), []);
+        assert_eq!(step(&mut board, 10, LinkEvent::StreamDown { channel: DISK }), []);
         assert_eq!(step(&mut board, 50, LinkEvent::Tick), []);
-        assert_eq!(step(&mut board, 110, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
-        assert_eq!(step(&mut board, 111, LinkEvent::Refused { disk: DISK, path: 0 }), []);
-        assert_eq!(step(&mut board, 211, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 110, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 111, LinkEvent::Refused { channel: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 211, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
     }
 
     #[test]
     fn the_old_path_dying_during_a_move_cuts_the_old_stream() {
         let mut board = connected_over(1);
         step(&mut board, 0, LinkEvent::PathUp(0));
-        assert_eq!(step(&mut board, 5_000, LinkEvent::Tick), [LinkAction::Connect { disk: DISK, path: 0 }]);
-        assert_eq!(step(&mut board, 5_001, LinkEvent::PathDown(1)), [LinkAction::Cut { disk: DISK }]);
-        assert_eq!(step(&mut board, 5_002, LinkEvent::Connected { disk: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 5_000, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 5_001, LinkEvent::PathDown(1)), [LinkAction::Cut { channel: DISK }]);
+        assert_eq!(step(&mut board, 5_002, LinkEvent::Connected { channel: DISK, path: 0 }), []);
     }
 
     #[test]
     fn an_event_of_an_unknown_disk_changes_nothing() {
         let mut board = connected_over(0);
-        let other = DiskId(Uuid::from_u128(9));
-        assert_eq!(step(&mut board, 5, LinkEvent::StreamDown { disk: other }), []);
-        assert_eq!(step(&mut board, 5, LinkEvent::Connected { disk: other, path: 0 }), []);
+        let other = Channel::Disk(DiskId(Uuid::from_u128(9)));
+        assert_eq!(step(&mut board, 5, LinkEvent::StreamDown { channel: other }), []);
+        assert_eq!(step(&mut board, 5, LinkEvent::Connected { channel: other, path: 0 }), []);
     }
 }

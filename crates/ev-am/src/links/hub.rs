@@ -5,7 +5,6 @@ use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ev_core::ids::DiskId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -13,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::board::{Board, LinkAction, LinkEvent};
 use super::dial::{self, Stream};
-use super::message::{Control, LinkHello, LinkReply, Purpose, Refusal};
+use super::message::{Channel, Control, LinkHello, LinkReply, Purpose, Refusal};
 use super::{LinkNotice, LinksSpec, Order, QUEUE_MAX, Side, pulse};
 use ev_mirror::gate::boot_time;
 
@@ -39,7 +38,7 @@ enum Inner {
         path: usize,
     },
     Dialled {
-        disk: DiskId,
+        channel: Channel,
         path: usize,
         result: Result<Box<Stream>, dial::DialError>,
     },
@@ -53,9 +52,9 @@ enum Inner {
     IncomingControlDown {
         session: u64,
     },
-    /// A disk's stream that the partner dialled was welcomed.
+    /// A stream that the partner dialled was welcomed.
     Welcomed {
-        disk: DiskId,
+        channel: Channel,
         stream: Box<Stream>,
     },
 }
@@ -87,7 +86,7 @@ struct Hub {
     accepting: JoinSet<()>,
     controls: BTreeMap<usize, mpsc::Sender<Control>>,
     /// The streams handed over, with the control session that they came under (accepting side).
-    cuts: BTreeMap<DiskId, (u64, Cut)>,
+    cuts: BTreeMap<Channel, (u64, Cut)>,
     /// Newest control session of each path (accepting side).
     sessions: BTreeMap<usize, u64>,
     session_last: u64,
@@ -103,7 +102,7 @@ pub async fn run(
     notices: mpsc::Sender<LinkNotice>,
 ) {
     let (inner, mut events) = mpsc::channel(QUEUE_MAX);
-    let board = Board::new(spec.dial.len(), spec.disks.iter().copied());
+    let board = Board::new(spec.dial.len(), spec.channels());
     let side = *sides.borrow_and_update();
     let mut hub = Hub {
         spec,
@@ -143,9 +142,9 @@ pub async fn run(
 impl Hub {
     fn order(&mut self, order: Order) {
         match order {
-            Order::StreamDown(disk) => {
-                self.cuts.remove(&disk);
-                self.board_step(LinkEvent::StreamDown { disk });
+            Order::StreamDown(channel) => {
+                self.cuts.remove(&channel);
+                self.board_step(LinkEvent::StreamDown { channel });
             }
             Order::Learned { nic, addresses } => {
                 for control in self.controls.values() {
@@ -184,13 +183,13 @@ impl Hub {
                 self.controls.remove(&path);
                 self.board_step(LinkEvent::PathDown(path));
             }
-            Inner::Dialled { disk, path, result } => self.dialled(disk, path, result).await,
+            Inner::Dialled { channel, path, result } => self.dialled(channel, path, result).await,
             Inner::Incoming { path, stream, hello } => self.incoming(path, stream, hello),
             Inner::IncomingControlDown { session } => self.incoming_control_down(session),
-            Inner::Welcomed { disk, stream } => {
+            Inner::Welcomed { channel, stream } => {
                 // Its handle may be gone because the side changed meanwhile: then the stream is broken already.
                 if self.side == Side::Accepts {
-                    self.notify(LinkNotice::Stream { disk, stream }).await;
+                    self.notify(LinkNotice::Stream { channel, stream }).await;
                 }
             }
         }
@@ -214,7 +213,7 @@ impl Hub {
 
     /// Starts what the present side does.
     fn begin(&mut self) {
-        self.board = Board::new(self.spec.dial.len(), self.spec.disks.iter().copied());
+        self.board = Board::new(self.spec.dial.len(), self.spec.channels());
         if self.side == Side::Dials {
             for path in 0..self.spec.dial.len() {
                 let (spec, inner, learned) = (self.spec.clone(), self.inner.clone(), self.notices.clone());
@@ -231,16 +230,16 @@ impl Hub {
         self.board.step(boot_time(), event, &mut actions);
         for action in actions {
             match action {
-                LinkAction::Connect { disk, path } => {
+                LinkAction::Connect { channel, path } => {
                     let (spec, inner) = (self.spec.clone(), self.inner.clone());
                     self.dialling.spawn(async move {
-                        let hello = LinkHello { vm: spec.vm, purpose: Purpose::Disk(disk) };
+                        let hello = LinkHello { vm: spec.vm, purpose: channel.purpose() };
                         let result = dial::dial(&spec.tls, spec.dial[path], spec.partner, hello).await;
-                        let _ = inner.send(Inner::Dialled { disk, path, result: result.map(Box::new) }).await;
+                        let _ = inner.send(Inner::Dialled { channel, path, result: result.map(Box::new) }).await;
                     });
                 }
-                LinkAction::Cut { disk } => {
-                    if let Some((_, cut)) = self.cuts.remove(&disk) {
+                LinkAction::Cut { channel } => {
+                    if let Some((_, cut)) = self.cuts.remove(&channel) {
                         cut.cut();
                     }
                 }
@@ -248,20 +247,20 @@ impl Hub {
         }
     }
 
-    async fn dialled(&mut self, disk: DiskId, path: usize, result: Result<Box<Stream>, dial::DialError>) {
+    async fn dialled(&mut self, channel: Channel, path: usize, result: Result<Box<Stream>, dial::DialError>) {
         if self.side == Side::Accepts {
             return;
         }
         let made = result.and_then(|stream| Ok((Cut::of(&stream)?, stream)));
         match made {
             Ok((cut, stream)) => {
-                self.cuts.insert(disk, (0, cut));
-                self.board_step(LinkEvent::Connected { disk, path });
-                self.notify(LinkNotice::Stream { disk, stream }).await;
+                self.cuts.insert(channel, (0, cut));
+                self.board_step(LinkEvent::Connected { channel, path });
+                self.notify(LinkNotice::Stream { channel, stream }).await;
             }
             Err(error) => {
-                tracing::debug!(%disk, address = %self.spec.dial[path], %error, "no stream to the partner's replica");
-                self.board_step(LinkEvent::Refused { disk, path });
+                tracing::debug!(?channel, address = %self.spec.dial[path], %error, "no stream to the partner");
+                self.board_step(LinkEvent::Refused { channel, path });
             }
         }
     }
@@ -275,7 +274,7 @@ impl Hub {
         } else {
             match hello.purpose {
                 Purpose::Disk(disk) if !self.spec.disks.contains(&disk) => Some(Refusal::NoSuchDisk),
-                Purpose::Disk(_) | Purpose::Control => None,
+                Purpose::Disk(_) | Purpose::Lane | Purpose::Memory | Purpose::Control => None,
             }
         };
         if let Some(refusal) = refusal {
@@ -284,41 +283,47 @@ impl Hub {
             });
             return;
         }
-        let inner = self.inner.clone();
         match hello.purpose {
-            Purpose::Control => {
-                self.session_last += 1;
-                let session = self.session_last;
-                self.sessions.insert(path, session);
-                let (notices, spec) = (self.notices.clone(), self.spec.clone());
-                self.accepting.spawn(async move {
-                    if dial::reply(&mut stream, LinkReply::Welcome).await.is_ok() {
-                        let (_keep, outgoing) = mpsc::channel(1);
-                        let end = pulse_with_notices(*stream, outgoing, notices).await;
-                        tracing::info!(address = %spec.listen[path], %end, "the partner's control link ended");
-                    }
-                    let _ = inner.send(Inner::IncomingControlDown { session }).await;
-                });
-            }
-            Purpose::Disk(disk) => {
-                let Ok(cut) = Cut::of(&stream) else { return };
-                let session = self.sessions.get(&path).copied().unwrap_or(0);
-                self.cuts.insert(disk, (session, cut));
-                self.accepting.spawn(async move {
-                    if dial::reply(&mut stream, LinkReply::Welcome).await.is_ok() {
-                        let _ = inner.send(Inner::Welcomed { disk, stream }).await;
-                    }
-                });
-            }
+            Purpose::Control => self.incoming_control(path, stream),
+            Purpose::Disk(disk) => self.incoming_channel(path, stream, Channel::Disk(disk)),
+            Purpose::Lane => self.incoming_channel(path, stream, Channel::Lane),
+            Purpose::Memory => self.incoming_channel(path, stream, Channel::Memory),
         }
+    }
+
+    fn incoming_control(&mut self, path: usize, mut stream: Box<Stream>) {
+        self.session_last += 1;
+        let session = self.session_last;
+        self.sessions.insert(path, session);
+        let (notices, spec, inner) = (self.notices.clone(), self.spec.clone(), self.inner.clone());
+        self.accepting.spawn(async move {
+            if dial::reply(&mut stream, LinkReply::Welcome).await.is_ok() {
+                let (_keep, outgoing) = mpsc::channel(1);
+                let end = pulse_with_notices(*stream, outgoing, notices).await;
+                tracing::info!(address = %spec.listen[path], %end, "the partner's control link ended");
+            }
+            let _ = inner.send(Inner::IncomingControlDown { session }).await;
+        });
+    }
+
+    fn incoming_channel(&mut self, path: usize, mut stream: Box<Stream>, channel: Channel) {
+        let Ok(cut) = Cut::of(&stream) else { return };
+        let session = self.sessions.get(&path).copied().unwrap_or(0);
+        self.cuts.insert(channel, (session, cut));
+        let inner = self.inner.clone();
+        self.accepting.spawn(async move {
+            if dial::reply(&mut stream, LinkReply::Welcome).await.is_ok() {
+                let _ = inner.send(Inner::Welcomed { channel, stream }).await;
+            }
+        });
     }
 
     /// The streams that came under this control session are as dead as it is; newer ones are not.
     fn incoming_control_down(&mut self, session: u64) {
         self.sessions.retain(|_, newest| *newest != session);
-        let dead: Vec<DiskId> = self.cuts.iter().filter(|(_, (of, _))| *of == session).map(|(disk, _)| *disk).collect();
-        for disk in dead {
-            if let Some((_, cut)) = self.cuts.remove(&disk) {
+        let dead = self.cuts.iter().filter(|(_, (of, _))| *of == session).map(|(channel, _)| *channel);
+        for channel in dead.collect::<Vec<_>>() {
+            if let Some((_, cut)) = self.cuts.remove(&channel) {
                 cut.cut();
             }
         }

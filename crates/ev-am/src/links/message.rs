@@ -23,6 +23,30 @@ pub enum Purpose {
     Control,
     /// The replica of this disk.
     Disk(DiskId),
+    /// What the engines of Level 3 say to each other.
+    Lane,
+    /// The guest's memory, for Level 3.
+    Memory,
+}
+
+/// A stream that goes over the best path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channel {
+    Disk(DiskId),
+    Lane,
+    Memory,
+}
+
+impl Channel {
+    /// What its hello says.
+    #[must_use]
+    pub fn purpose(self) -> Purpose {
+        match self {
+            Self::Disk(disk) => Purpose::Disk(disk),
+            Self::Lane => Purpose::Lane,
+            Self::Memory => Purpose::Memory,
+        }
+    }
 }
 
 /// The listening side's answer, in a frame of the same kind.

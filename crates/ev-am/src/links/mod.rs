@@ -1,7 +1,7 @@
-//! Links to the partner's AM: listening, connecting, noticing silence, and handing connected streams to the disks.
+//! Links to the partner's AM: listening, connecting, noticing silence, and handing connected streams to the disks and to Level 3.
 //!
 //! The active side dials, the other one accepts. On every path there is a control link, which shows whether the path
-//! works; each disk's stream goes over the best path that does ([`board`] decides).
+//! works; each stream goes over the best path that does ([`board`] decides).
 
 pub mod board;
 pub mod dial;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use dial::{Stream, Tls};
+pub use message::Channel;
 
 /// Orders and notices that may wait; the sender then waits.
 const QUEUE_MAX: usize = 64;
@@ -35,6 +36,13 @@ pub struct LinksSpec {
     pub disks: Vec<DiskId>,
 }
 
+impl LinksSpec {
+    /// All streams that there are to be.
+    fn channels(&self) -> impl Iterator<Item = Channel> {
+        self.disks.iter().copied().map(Channel::Disk).chain([Channel::Lane, Channel::Memory])
+    }
+}
+
 /// Which part this AM has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -47,15 +55,15 @@ pub enum Side {
 /// What the AM asks of its links.
 #[derive(Debug)]
 enum Order {
-    StreamDown(DiskId),
+    StreamDown(Channel),
     Learned { nic: u16, addresses: Vec<IpAddr> },
 }
 
 /// What the links tell the AM.
 #[derive(Debug)]
 pub enum LinkNotice {
-    /// A stream to the partner's replica of this disk stands; it replaces an older one.
-    Stream { disk: DiskId, stream: Box<Stream> },
+    /// A stream to the partner stands; it replaces an older one.
+    Stream { channel: Channel, stream: Box<Stream> },
     /// The partner began, or ceased, to be heard on any path.
     PartnerHeard(bool),
     /// The active partner: its guest's NIC uses these addresses.
@@ -89,9 +97,9 @@ impl Links {
         self.side.send_if_modified(|present| std::mem::replace(present, side) != side);
     }
 
-    /// A disk gave up its stream, or found it ended.
-    pub fn stream_down(&self, disk: DiskId) {
-        self.order(Order::StreamDown(disk));
+    /// Whoever had this stream gave it up, or found it ended.
+    pub fn stream_down(&self, channel: Channel) {
+        self.order(Order::StreamDown(channel));
     }
 
     /// Tells the partner which addresses the guest uses.

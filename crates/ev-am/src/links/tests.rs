@@ -105,7 +105,7 @@ async fn pair(dialler_partner: u64) -> Pair {
 async fn next_stream(notices: &mut mpsc::Receiver<LinkNotice>) -> Stream {
     let next = async {
         loop {
-            if let LinkNotice::Stream { stream, .. } = notices.recv().await.unwrap() {
+            if let LinkNotice::Stream { channel: Channel::Disk(_), stream } = notices.recv().await.unwrap() {
                 return *stream;
             }
         }
@@ -195,13 +195,13 @@ async fn silence_on_all_paths_is_told_on_both_sides_and_so_is_its_end() {
             let mut one = next_stream(&mut pair.dialler.1).await;
             let _ = one.write_all(b"x").await.and(one.flush().await);
             while let Ok(Some(notice)) = timeout(Duration::from_millis(300), pair.accepter.1.recv()).await {
-                let LinkNotice::Stream { stream: mut other, .. } = notice else { continue };
+                let LinkNotice::Stream { channel: Channel::Disk(_), stream: mut other } = notice else { continue };
                 let mut byte = [0];
                 if let Ok(Ok(_)) = timeout(Duration::from_millis(300), other.read_exact(&mut byte)).await {
                     return;
                 }
             }
-            pair.dialler.0.stream_down(DISK);
+            pair.dialler.0.stream_down(Channel::Disk(DISK));
         }
     };
     timeout(PATIENCE, connected).await.expect("a stream that works");
