@@ -108,6 +108,44 @@ pub struct DiskReport {
     pub trouble: Option<String>,
 }
 
+/// How far a guest is protected at Level 3, as its active AM sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level3State {
+    /// No checkpoints are taken: why, in words.
+    Simplex(String),
+    /// The whole memory is on its way to the standby.
+    Synchronising,
+    /// The first checkpoint is there or on its way; the record does not name the standby yet.
+    Joining,
+    /// The standby can go on at any moment.
+    Protected,
+    /// The standby was given up; output waits for a record without it.
+    Parting,
+}
+
+/// Level 3 in a report: state, and what it costs. Times are of the last seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level3Report {
+    pub state: Level3State,
+    /// Newest epoch that the standby has confirmed in this session.
+    pub confirmed: u64,
+    /// Mean length of an epoch.
+    pub epoch_us: u64,
+    pub pause_median_us: u64,
+    pub pause_p99_us: u64,
+    /// What was sent per second.
+    pub pages_per_s: u64,
+    pub bytes_per_s: u64,
+    /// What holding frames back adds to their latency.
+    pub latency_median_us: u64,
+    pub latency_p99_us: u64,
+    /// From the end of a pause to the standby's confirmation.
+    pub lag_median_us: u64,
+    /// Why the last session ended, if one has.
+    pub last_end: Option<String>,
+}
+
 /// A report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AmReport {
@@ -121,6 +159,9 @@ pub struct AmReport {
     pub disks: Vec<DiskReport>,
     /// Accelerator of the running guest: `kvm` or `tcg`.
     pub accelerator: Option<String>,
+    /// Of a guest that runs here and is to be at Level 3.
+    #[serde(default)]
+    pub level3: Option<Level3Report>,
     /// What a person should know and can act on.
     pub troubles: Vec<String>,
 }

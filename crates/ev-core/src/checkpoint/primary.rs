@@ -287,6 +287,12 @@ impl Primary {
             self.give_up(out);
         }
         match self.phase {
+            // Left by a process before this one: the standby has something to go on from, and this one knows nothing of it.
+            Phase::Off if self.standing == Standing::MayGoOn => {
+                self.phase = Phase::Parting;
+                out.push(Action::Release(Output::Through(Epoch::NONE)));
+                self.part(now, out);
+            }
             Phase::Off => self.begin(now, out),
             Phase::Filling | Phase::Joining | Phase::Protected => {
                 if self.wanted.is_none() {

@@ -122,6 +122,7 @@ fn report(world: &mut World, index: usize) {
         guest: keeper.guest_state(),
         disks: Vec::new(),
         accelerator: None,
+        level3: None,
         troubles: Vec::new(),
     };
     let asked_at = host.clock(world.now_ms);

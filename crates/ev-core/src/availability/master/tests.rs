@@ -88,6 +88,7 @@ fn report(state: &PoolState, vm: u8, host: HostId, guest: GuestState) -> AmRepor
         guest,
         disks: Vec::new(),
         accelerator: None,
+        level3: None,
         troubles: Vec::new(),
     }
 }
