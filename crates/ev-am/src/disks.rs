@@ -455,6 +455,7 @@ mod tests {
             power,
             clean,
             good: [(DISK, good.iter().copied().collect())].into(),
+            ..Authority::default()
         }
     }
 

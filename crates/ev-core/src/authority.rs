@@ -24,6 +24,17 @@ pub enum Power {
     On { since: Generation },
 }
 
+/// How the guest comes to life under the record's `since`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// It boots from its disks.
+    #[default]
+    Boot,
+    /// (Level 3) It goes on from the memory that the host held as standby.
+    Memory,
+}
+
 /// The record. `Default` is the record of a VM that nobody may run yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authority {
@@ -39,6 +50,13 @@ pub struct Authority {
     pub clean: bool,
     /// For each disk the hosts whose replica is good: it holds every acknowledged write.
     pub good: BTreeMap<DiskId, BTreeSet<HostId>>,
+    /// (Level 3) The host that may go on from the guest's memory at any moment. Only while the guest runs, and never the
+    /// active host; that host holds a good replica of every disk.
+    #[serde(default)]
+    pub memory: Option<HostId>,
+    /// How the guest comes to life under the present `since`.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 impl Default for Authority {
@@ -50,6 +68,8 @@ impl Default for Authority {
             power: Power::Off,
             clean: true,
             good: BTreeMap::new(),
+            memory: None,
+            origin: Origin::Boot,
         }
     }
 }
@@ -79,4 +99,12 @@ pub enum AuthorityChange {
     /// A person gives up what was written since the older state that lies on `host`: its replicas alone are good. Only
     /// while the guest is off; never asked for by an AM.
     Revert { host: HostId },
+    /// (Level 3) `host` holds a complete checkpoint: it may go on from the guest's memory.
+    MemoryHeld { host: HostId },
+    /// (Level 3) What `host` holds no longer counts: neither its memory nor, in the same change, its replicas. Refused
+    /// when it has the last good replica of a disk.
+    StandbyLost { host: HostId },
+    /// (Level 3) The guest goes on on `host` from its memory. No lease is waited for: what the old active host lets out
+    /// after its last confirmed checkpoint, it would let out only after `host` had confirmed it.
+    Continue { host: HostId },
 }

@@ -24,6 +24,8 @@ pub enum Level {
     Restart,
     /// Level 2: disks and network exist on both hosts; a failed one is served through the other.
     Component,
+    /// Level 3: memory and processors too; the guest goes on at the other host when its own dies.
+    System,
 }
 
 impl Level {
@@ -34,6 +36,7 @@ impl Level {
             Self::Unprotected => 0,
             Self::Restart => 1,
             Self::Component => 2,
+            Self::System => 3,
         }
     }
 }

@@ -23,6 +23,7 @@ impl Am {
             Action::SetRoles { .. } => 1,
             Action::Gate(_) => 2,
             Action::Start { .. }
+            | Action::Continue { .. }
             | Action::PowerDown
             | Action::Pause
             | Action::Resume
@@ -35,6 +36,10 @@ impl Am {
                 Action::Gate(state) => self.set_gate(state),
                 Action::SetRoles { role, .. } => self.set_roles(role),
                 Action::Start { since } => self.start(since).await,
+                Action::Continue { since } => {
+                    let why = "this host does not hold the guest's memory: it is started from its disks instead";
+                    self.flush_then_end(since, EndCause::StartFailed(why.into()));
+                }
                 Action::PowerDown => self.with_guest(|guest| guest.task.powerdown()),
                 Action::Pause => {
                     tracing::warn!("the lease ran out: the guest is paused");

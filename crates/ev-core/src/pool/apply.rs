@@ -9,7 +9,7 @@ use super::state::{
     ADMIN_TOKENS_MAX, ALERTS_MAX, AdminTokenInfo, Alert, Compared, EVENTS_MAX, Event, MEMBERS_MAX, Member, MemberKind,
     NETWORKS_MAX, Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose, VMS_MAX,
 };
-use crate::authority::{Authority, AuthorityChange, Power};
+use crate::authority::{Authority, AuthorityChange, Origin, Power};
 use crate::ids::{DiskId, Generation, HostId, MemberId, NetworkId, VmId};
 use crate::vm::{DISKS_MAX, Desired, Level, NICS_MAX, SECTOR_BYTES, Vm, VmConfig};
 
@@ -244,6 +244,8 @@ impl PoolState {
             power: Power::Off,
             clean: true,
             good,
+            memory: None,
+            origin: Origin::Boot,
         };
         let vm = Vm {
             id,
@@ -345,7 +347,7 @@ impl PoolState {
         if vm.level == level && vm.hosts == hosts {
             return Ok(Outcome::Done);
         }
-        let record = authority::placed(vm, &hosts)?;
+        let record = authority::placed(vm, level, &hosts)?;
         if let Some(vm) = self.vms.get_mut(&id) {
             vm.level = level;
             vm.hosts = hosts;
@@ -366,6 +368,9 @@ impl PoolState {
             AuthorityChange::Ended { .. }
             | AuthorityChange::ReplicaLost { .. }
             | AuthorityChange::Revert { .. }
+            | AuthorityChange::MemoryHeld { .. }
+            | AuthorityChange::StandbyLost { .. }
+            | AuthorityChange::Continue { .. }
             | AuthorityChange::ReplicaGood { .. } => {}
         }
         Ok(Outcome::Authority(vm.authority.clone()))

@@ -4,24 +4,42 @@
 //!            Start{host}                       ReplicaLost / ReplicaGood
 //!   Off ───────────────────► On{since} ──────────────┐
 //!    ▲                        │  ▲  └────────────────┘ (same since: the guest goes on)
-//!    └────────────────────────┘  └── Start{host}: a restart or a takeover (new since)
-//!              Ended                    (Off ──Revert{host}──► Off: a person takes an older state)
+//!    └────────────────────────┘  ├── Start{host}: a restart or a takeover (new since)
+//!              Ended             └── Continue{host}: a takeover from memory (new since)
+//!                                       (Off ──Revert{host}──► Off: a person takes an older state)
 //! ```
+//!
+//! At level 3 `memory` names the host that may go on from the guest's memory:
+//!
+//! ```text
+//!            MemoryHeld{host}
+//!   None ───────────────────────────────► Some(host) ── Continue{host}: active, and the only good replicas
+//!    ▲                                        │
+//!    └────────────────────────────────────────┘
+//!      StandbyLost, ReplicaLost of that host: memory and replicas at once; Start, Ended, another level
+//! ```
+//!
+//! While it is held, the standby's disks are those of the newest checkpoint and the active host's are ahead of them: nothing
+//! that was let out is missing there, but writes that were acknowledged to the guest may be. So whatever ends the
+//! guest's memory otherwise than by going on from it leaves only one side's replicas good.
 //!
 //! Every allowed change raises the generation by one; a refused one changes nothing.
 
 use std::collections::BTreeSet;
 
 use super::command::Refusal;
-use crate::authority::{Authority, AuthorityChange, Power};
+use crate::authority::{Authority, AuthorityChange, Origin, Power};
 use crate::ids::{DiskId, HostId};
-use crate::vm::{Desired, Vm};
+use crate::vm::{Desired, Level, Vm};
 
 /// The record after `change`, or why it may not be changed so.
 pub(super) fn changed(vm: &Vm, change: &AuthorityChange) -> Result<Authority, Refusal> {
     let mut record = vm.authority.clone();
     match *change {
         AuthorityChange::ReplicaLost { disk, host } => lose(&mut record, disk, host)?,
+        AuthorityChange::MemoryHeld { host } => hold_memory(vm, &mut record, host)?,
+        AuthorityChange::StandbyLost { host } => lose_standby(&mut record, host)?,
+        AuthorityChange::Continue { host } => go_on(vm, &mut record, host)?,
         AuthorityChange::ReplicaGood { disk, host } => {
             if !vm.hosts.contains(&host) {
                 return Err(Refusal::NotAHostOfTheVm);
@@ -33,19 +51,79 @@ pub(super) fn changed(vm: &Vm, change: &AuthorityChange) -> Result<Authority, Re
         AuthorityChange::Revert { host } => revert(vm, &mut record, host)?,
     }
     record.generation = record.generation.next();
-    if let AuthorityChange::Start { .. } = change {
+    if let AuthorityChange::Start { .. } | AuthorityChange::Continue { .. } = change {
         record.power = Power::On { since: record.generation };
     }
     record.standby = standby(&record, &vm.hosts);
+    record.memory = memory(&record, vm.level, &vm.hosts);
     Ok(record)
+}
+
+/// Whether the host that holds the guest's memory may still go on from it.
+fn memory(record: &Authority, level: Level, hosts: &BTreeSet<HostId>) -> Option<HostId> {
+    let runs = level == Level::System && record.power != Power::Off;
+    record
+        .memory
+        .filter(|host| runs && hosts.contains(host) && record.active != Some(*host) && record.holds_all_good(*host))
 }
 
 fn lose(record: &mut Authority, disk: DiskId, host: HostId) -> Result<(), Refusal> {
     let good = record.good.get_mut(&disk).ok_or(Refusal::NoSuchDisk)?;
+    match record.memory {
+        Some(holder) if holder == host => return lose_standby(record, host),
+        // What the guest wrote since the last checkpoint is nowhere else: it goes on from there, or not at all.
+        Some(_) if record.active == Some(host) => return Err(Refusal::MemoryIsElsewhere),
+        Some(_) | None => {}
+    }
     if good.len() == 1 && good.contains(&host) {
         return Err(Refusal::LastGoodReplica);
     }
     good.remove(&host);
+    Ok(())
+}
+
+fn hold_memory(vm: &Vm, record: &mut Authority, host: HostId) -> Result<(), Refusal> {
+    let Power::On { .. } = record.power else { return Err(Refusal::NotRunning) };
+    if vm.level != Level::System {
+        return Err(Refusal::NotSystemLevel);
+    }
+    if !vm.hosts.contains(&host) {
+        return Err(Refusal::NotAHostOfTheVm);
+    }
+    let Some(active) = record.active.filter(|active| *active != host) else { return Err(Refusal::IsActive) };
+    if !record.holds_all_good(host) || !record.holds_all_good(active) {
+        return Err(Refusal::ReplicaNotGood);
+    }
+    record.memory = Some(host);
+    Ok(())
+}
+
+fn lose_standby(record: &mut Authority, host: HostId) -> Result<(), Refusal> {
+    if record.active == Some(host) {
+        return Err(Refusal::IsActive);
+    }
+    if record.good.values().any(|good| good.len() == 1 && good.contains(&host)) {
+        return Err(Refusal::LastGoodReplica);
+    }
+    for good in record.good.values_mut() {
+        good.remove(&host);
+    }
+    record.memory = record.memory.filter(|holder| *holder != host);
+    Ok(())
+}
+
+fn go_on(vm: &Vm, record: &mut Authority, host: HostId) -> Result<(), Refusal> {
+    if record.memory != Some(host) {
+        return Err(Refusal::MemoryNotHeld);
+    }
+    if matches!(vm.desired, Desired::Shutdown | Desired::ForceOff) {
+        return Err(Refusal::NotDesired);
+    }
+    keep_only(record, host);
+    record.active = Some(host);
+    record.clean = false;
+    record.memory = None;
+    record.origin = Origin::Memory;
     Ok(())
 }
 
@@ -59,19 +137,26 @@ fn start(vm: &Vm, record: &mut Authority, host: HostId, clean: bool) -> Result<(
     if matches!(vm.desired, Desired::Shutdown | Desired::ForceOff) {
         return Err(Refusal::NotDesired);
     }
-    let was_clean = clean && (record.clean || record.power != Power::Off);
+    let was_clean = clean && record.memory.is_none() && (record.clean || record.power != Power::Off);
     if !was_clean {
         keep_only(record, host);
     }
     record.active = Some(host);
     record.clean = false;
+    record.memory = None;
+    record.origin = Origin::Boot;
     Ok(())
 }
 
-/// After an unclean end all replicas that were good stay so (each holds every acknowledged write), but they may differ in
-/// writes that were under way: the next start, wherever it is, keeps only its own host's.
+/// After an unclean end all replicas that were good stay so (each holds every acknowledged write, or, at level 3, all that
+/// was let out), but they may differ: the next start, wherever it is, keeps only its own host's. What a guest wrote
+/// last before it was shut down properly is on the active host alone where the other one held its memory.
 fn end(record: &mut Authority, clean: bool) -> Result<(), Refusal> {
     let Power::On { .. } = record.power else { return Err(Refusal::NotRunning) };
+    let held = record.memory.take().is_some();
+    if let Some(active) = record.active.filter(|active| held && clean && record.holds_all_good(*active)) {
+        keep_only(record, active);
+    }
     record.power = Power::Off;
     record.clean = clean;
     Ok(())
@@ -106,8 +191,12 @@ pub(super) fn standby(record: &Authority, hosts: &BTreeSet<HostId>) -> Option<Ho
 
 /// The record after the VM's level or hosts were changed. Its generation rises in any case: an AM that holds an older
 /// level or older hosts is known to hold an older record, and a late copy of it can't undo the newer one.
-pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Authority, Refusal> {
+pub(super) fn placed(vm: &Vm, level: Level, hosts: &BTreeSet<HostId>) -> Result<Authority, Refusal> {
     let mut record = vm.authority.clone();
+    let stays = level == Level::System && record.memory.is_some_and(|holder| hosts.contains(&holder));
+    if let Some(holder) = record.memory.filter(|_| !stays) {
+        lose_standby(&mut record, holder)?;
+    }
     for good in record.good.values_mut() {
         good.retain(|host| hosts.contains(host));
         if good.is_empty() {
@@ -118,6 +207,7 @@ pub(super) fn placed(vm: &Vm, hosts: &BTreeSet<HostId>) -> Result<Authority, Ref
         record.active = None;
     }
     record.standby = standby(&record, hosts);
+    record.memory = memory(&record, level, hosts);
     record.generation = record.generation.next();
     Ok(record)
 }

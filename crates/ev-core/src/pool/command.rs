@@ -207,6 +207,14 @@ pub enum Refusal {
         "that host has the newest state of every disk: there is nothing to go back to; start the VM (ev pvm-start)"
     )]
     NothingToRevert,
+    #[error("the VM is not at level 3")]
+    NotSystemLevel,
+    #[error("that host is the active one")]
+    IsActive,
+    #[error("that host does not hold the guest's memory, so the guest can't go on there")]
+    MemoryNotHeld,
+    #[error("the other host holds the guest's memory: let the guest go on there instead of from the disk that is left")]
+    MemoryIsElsewhere,
     #[error("the VM has no such disk")]
     NoSuchDisk,
     #[error("the VM is not wished to run")]

@@ -76,6 +76,19 @@ impl PoolState {
                     .map_or_else(String::new, |old| format!(", taken over from {}", self.member_name(old)));
                 (Severity::Warning, format!("started on {}{from}", self.member_name(*host)))
             }
+            AuthorityChange::MemoryHeld { host } => {
+                (Severity::Info, format!("{} holds its memory: it can go on there", self.member_name(*host)))
+            }
+            AuthorityChange::StandbyLost { host } => {
+                (Severity::Warning, format!("its memory and disks on {} no longer count", self.member_name(*host)))
+            }
+            AuthorityChange::Continue { host } => {
+                let from = vm
+                    .authority
+                    .active
+                    .map_or_else(String::new, |old| format!(", taken over from {}", self.member_name(old)));
+                (Severity::Warning, format!("goes on from its memory on {}{from}", self.member_name(*host)))
+            }
             AuthorityChange::Revert { host } => (
                 Severity::Warning,
                 format!(

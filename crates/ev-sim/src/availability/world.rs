@@ -230,7 +230,7 @@ impl World {
     fn perform(&mut self, index: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Start { since } => self.start_guest(index, since),
+                Action::Start { since } | Action::Continue { since } => self.start_guest(index, since),
                 Action::Pause => self.send(InFlight::Done { on: index, event: Event::PausedNow }),
                 Action::Resume => self.send(InFlight::Done { on: index, event: Event::ResumedNow }),
                 Action::End { cause } => {

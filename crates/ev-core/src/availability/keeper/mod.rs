@@ -76,6 +76,20 @@ pub enum Event {
         disk: DiskId,
         host: HostId,
     },
+    /// (Level 3) The checkpoint engine's wishes. It repeats them as long as they hold.
+    ///
+    /// `host` has confirmed a complete checkpoint: it may go on from the guest's memory.
+    MemoryHeld {
+        host: HostId,
+    },
+    /// `host` was given up: what is held back waits for a record without it. Wins over [`Event::MemoryHeld`].
+    StandbyLost {
+        host: HostId,
+    },
+    /// The guest is to go on on `host` from its memory now: what was let out of it is there.
+    SwitchTo {
+        host: HostId,
+    },
     /// The answer to the last proposal; the record, if it changed, comes as [`Event::Vm`] or here.
     ProposalAnswered {
         record: Option<Authority>,
@@ -101,6 +115,11 @@ pub enum Action {
     },
     /// Write the marker durably, then start QEMU.
     Start {
+        since: Generation,
+    },
+    /// (Level 3) Write the marker durably, then let the guest go on from the memory that this host held as standby. Answered
+    /// like [`Action::Start`].
+    Continue {
         since: Generation,
     },
     /// Ask the guest to power down (ACPI).
@@ -184,7 +203,7 @@ pub struct Keeper {
     /// The durable marker: the newest `since` under which a guest was started here.
     started: Generation,
     guest: Guest,
-    /// What the disks wish for, and the newest record known when they said so.
+    /// What the disks and the checkpoint engine wish for, and the newest record known when they said so.
     wishes: BTreeMap<Wish, Generation>,
     proposal: Option<(Generation, Instant)>,
     roles_set: Option<(Generation, Role)>,
@@ -193,11 +212,24 @@ pub struct Keeper {
     left: bool,
 }
 
-/// A change that a disk asked for.
+/// A change that a disk or the checkpoint engine asked for; the first in this order is proposed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wish {
+    StandbyLost(HostId),
     Lost(DiskId, HostId),
+    SwitchTo(HostId),
     Good(DiskId, HostId),
+    MemoryHeld(HostId),
+}
+
+impl Wish {
+    /// Whether it would let `host` be made active.
+    fn counts_on(self, host: HostId) -> bool {
+        match self {
+            Self::SwitchTo(on) | Self::Good(_, on) | Self::MemoryHeld(on) => on == host,
+            Self::StandbyLost(_) | Self::Lost(..) => false,
+        }
+    }
 }
 
 impl Keeper {
@@ -288,17 +320,23 @@ impl Keeper {
             }
             Event::ReplicaLost { disk, host } => {
                 self.wishes.remove(&Wish::Good(disk, host));
-                self.wishes.insert(Wish::Lost(disk, host), self.vm.authority.generation);
+                self.wish(Wish::Lost(disk, host));
             }
             Event::ReplicaGood { disk, host } => {
                 self.wishes.remove(&Wish::Lost(disk, host));
-                self.wishes.insert(Wish::Good(disk, host), self.vm.authority.generation);
+                self.wish(Wish::Good(disk, host));
+            }
+            Event::MemoryHeld { host } => self.wish(Wish::MemoryHeld(host)),
+            Event::SwitchTo { host } => self.wish(Wish::SwitchTo(host)),
+            Event::StandbyLost { host } => {
+                self.wishes.retain(|wish, _| !wish.counts_on(host));
+                self.wish(Wish::StandbyLost(host));
             }
             Event::ProposalAnswered { record } => {
                 self.proposal = None;
                 if let Some(record) = record.filter(|record| record.generation > self.vm.authority.generation) {
                     self.vm.authority = record;
-                    self.forget_good_wishes();
+                    self.forget_passing_wishes();
                 }
             }
             Event::Tick => {}
@@ -310,16 +348,21 @@ impl Keeper {
     fn adopt(&mut self, vm: Vm) {
         if vm.authority.generation >= self.vm.authority.generation {
             if vm.authority.generation > self.vm.authority.generation {
-                self.forget_good_wishes();
+                self.forget_passing_wishes();
             }
             self.vm = vm;
         }
     }
 
+    fn wish(&mut self, wish: Wish) {
+        self.wishes.insert(wish, self.vm.authority.generation);
+    }
+
     /// "This replica is good" was said under an older record and may no longer hold under a newer one (the partner can
-    /// have been lost in between): its disk says it again if it does. A wish to lose a replica does no harm late.
-    fn forget_good_wishes(&mut self) {
-        self.wishes.retain(|wish, _| matches!(wish, Wish::Lost(..)));
+    /// have been lost in between): its disk says it again if it does; so with memory. A wish to lose something does no
+    /// harm late.
+    fn forget_passing_wishes(&mut self) {
+        self.wishes.retain(|wish, _| matches!(wish, Wish::Lost(..) | Wish::StandbyLost(_)));
     }
 
     fn on_started(&mut self) {
@@ -347,6 +390,7 @@ impl Keeper {
         match self.vm.level {
             Level::Unprotected => false,
             Level::Restart | Level::Component => true,
+            Level::System => self.vm.authority.memory.is_none(),
         }
     }
 

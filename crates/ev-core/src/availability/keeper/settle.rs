@@ -151,6 +151,12 @@ impl Keeper {
             Wish::Good(disk, host) => {
                 hosts.contains(host) && record.good.get(disk).is_some_and(|good| !good.contains(host))
             }
+            Wish::StandbyLost(host) => {
+                let counts = record.memory == Some(*host) || record.good.values().any(|good| good.contains(host));
+                hosts.contains(host) && (*made == record.generation || counts)
+            }
+            Wish::MemoryHeld(host) => hosts.contains(host) && record.memory != Some(*host),
+            Wish::SwitchTo(host) => record.memory == Some(*host),
         });
         if !self.is_active() {
             self.wishes.clear();
@@ -159,11 +165,20 @@ impl Keeper {
             return;
         }
         let Some((wish, _)) = self.wishes.first_key_value() else { return };
-        let change = match *wish {
-            Wish::Lost(disk, host) => AuthorityChange::ReplicaLost { disk, host },
-            Wish::Good(disk, host) => AuthorityChange::ReplicaGood { disk, host },
-        };
+        let change = self.change_wished(*wish);
         self.proposal = Some((record.generation, now));
         out.push(Action::Propose { seen: record.generation, change });
+    }
+
+    fn change_wished(&self, wish: Wish) -> AuthorityChange {
+        match (wish, self.vm.authority.memory) {
+            (Wish::StandbyLost(host), _) => AuthorityChange::StandbyLost { host },
+            // A disk of this host fails, and what was written to it last is nowhere else: the guest goes on where all is well.
+            (Wish::Lost(_, lost), Some(host)) if lost == self.host => AuthorityChange::Continue { host },
+            (Wish::Lost(disk, host), _) => AuthorityChange::ReplicaLost { disk, host },
+            (Wish::SwitchTo(host), _) => AuthorityChange::Continue { host },
+            (Wish::Good(disk, host), _) => AuthorityChange::ReplicaGood { disk, host },
+            (Wish::MemoryHeld(host), _) => AuthorityChange::MemoryHeld { host },
+        }
     }
 }

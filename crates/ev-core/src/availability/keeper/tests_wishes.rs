@@ -43,6 +43,7 @@ fn vm(generation: u64, good: &[HostId]) -> Vm {
             power: Power::Off,
             clean: true,
             good: DISKS.iter().map(|disk| (*disk, good.clone())).collect(),
+            ..Authority::default()
         },
     }
 }
