@@ -9,7 +9,7 @@ use super::stream::FRAME_BYTES_MAX;
 
 /// What waits for one NIC takes at most this much memory. With more, QEMU's socket is not read: it fills, the guest's own queue
 /// fills, and nothing is lost.
-pub(super) const HELD_BYTES_MAX: usize = 16 << 20;
+pub const HELD_BYTES_MAX: usize = 16 << 20;
 /// What keeping a frame costs beside its own bytes, about.
 const FRAME_COST_BYTES: usize = 64;
 

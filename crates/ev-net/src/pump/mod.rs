@@ -34,6 +34,7 @@ use crate::tap::Tap;
 use counters::Shared;
 
 pub use counters::PumpCounters;
+pub use held::HELD_BYTES_MAX;
 pub use outbound::Outbound;
 
 /// What a pump connects.
