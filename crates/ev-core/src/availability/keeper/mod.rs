@@ -10,13 +10,17 @@
 //! ```
 //!
 //! - *Absent → Starting*: the record names this host active, `power: On { since }`, and no guest was started here under
-//!   `since` before; a master was heard since this process began; at levels 1 and 2 the lease is valid.
+//!   `since` before; a master was heard since this process began; and the lease is valid (level 0 needs none). A guest that
+//!   goes on from memory doesn't wait for the lease: its gate is closed until there is one.
 //! - *Running → Paused → Running*: the lease ran out, and came back under the same `since`.
 //! - *→ Ending*: the record no longer names this host, or names a later `since`; or the user wishes it off by force; or
 //!   the grace time is over.
 //! - *Ended* is final for its `since`: only a new record starts a guest again.
 //!
-//! The gate is opened until the end of the lease, never "until told otherwise": it closes by time alone.
+//! The gate is opened until the end of the lease, never "until told otherwise": it closes by time alone. No lease is needed
+//! while the record names a host that holds the guest's memory (level 3): then nothing passes without that host's
+//! confirmation, and this gate stands open. A process that takes up a running guest does not know what the one before
+//! it held back and asked for: at level 3 its gate stays closed until the other host can't become active.
 
 mod settle;
 #[cfg(test)]
@@ -27,7 +31,7 @@ mod tests_wishes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::authority::{Authority, AuthorityChange, Power};
+use crate::authority::{Authority, AuthorityChange, Origin, Power};
 use crate::ids::{DiskId, Generation, HostId};
 use crate::report::{EndCause, GuestState};
 use crate::time::Instant;
@@ -37,6 +41,10 @@ use crate::vm::{Desired, Level, Vm};
 const PROPOSAL_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How often a guest that was asked to power down is asked again: a guest that is still booting misses the first time.
 const POWER_DOWN_REPEAT: Duration = Duration::from_secs(5);
+
+/// A guest that runs and needs a lease from now on (it went on from memory, or the standby that held it was given up) is
+/// not paused for want of one for so long. Its gate is closed meanwhile.
+const FIRST_LEASE_WAIT: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,6 +208,11 @@ pub struct Keeper {
     lease_until: Option<Instant>,
     /// When the lease was last seen to be over, for the grace time.
     without_lease_since: Option<Instant>,
+    /// No pause for want of a lease before this time.
+    first_lease_until: Option<Instant>,
+    /// The guest was taken up from a process before, and the other host may still be made active by what that one let be
+    /// recorded.
+    inherited: bool,
     /// The durable marker: the newest `since` under which a guest was started here.
     started: Generation,
     guest: Guest,
@@ -244,6 +257,8 @@ impl Keeper {
             heard_master: false,
             lease_until: None,
             without_lease_since: None,
+            first_lease_until: None,
+            inherited: false,
             started,
             guest: Guest::Absent,
             wishes: BTreeMap::new(),
@@ -286,6 +301,18 @@ impl Keeper {
     }
 
     fn take_in(&mut self, now: Instant, event: Event) {
+        let needed_lease = self.needs_lease();
+        self.note(now, event);
+        if self.heard_master && !self.memory_may_be_held() {
+            self.inherited = false;
+        }
+        if self.needs_lease() && !needed_lease {
+            self.wait_for_first_lease(now);
+        }
+        self.note_lease(now);
+    }
+
+    fn note(&mut self, now: Instant, event: Event) {
         match event {
             Event::Vm(vm) => self.adopt(*vm),
             Event::VmGone => {
@@ -301,12 +328,13 @@ impl Keeper {
             }
             Event::Attached { since, paused } => {
                 self.started = self.started.max(since);
+                self.inherited = true;
                 self.guest = match paused {
                     Paused::Yes => Guest::Paused { since },
                     Paused::No => Guest::Running { since },
                 };
             }
-            Event::Started => self.on_started(),
+            Event::Started => self.on_started(now),
             Event::Ended { cause, clean } => self.on_ended(cause, clean),
             Event::PausedNow => {
                 if let Guest::Pausing { since } = self.guest {
@@ -341,7 +369,6 @@ impl Keeper {
             }
             Event::Tick => {}
         }
-        self.note_lease(now);
     }
 
     /// A record of the same generation can still bring another wish, name or level.
@@ -365,16 +392,25 @@ impl Keeper {
         self.wishes.retain(|wish, _| matches!(wish, Wish::Lost(..) | Wish::StandbyLost(_)));
     }
 
-    fn on_started(&mut self) {
+    fn on_started(&mut self, now: Instant) {
         if let Guest::Starting { since } = self.guest {
             self.guest = Guest::Running { since };
+            if self.vm.authority.origin == Origin::Memory {
+                self.wait_for_first_lease(now);
+            }
         }
+    }
+
+    fn wait_for_first_lease(&mut self, now: Instant) {
+        self.first_lease_until = Some(now.after(FIRST_LEASE_WAIT));
+        self.without_lease_since = None;
     }
 
     fn on_ended(&mut self, cause: EndCause, clean: bool) {
         if let Some(since) = self.guest.alive_since() {
             self.guest = Guest::Ended { since, cause, clean };
         }
+        self.inherited = false;
         self.power_down_asked = None;
     }
 
@@ -390,8 +426,20 @@ impl Keeper {
         match self.vm.level {
             Level::Unprotected => false,
             Level::Restart | Level::Component => true,
-            Level::System => self.vm.authority.memory.is_none(),
+            Level::System => self.vm.authority.memory.is_none() || self.inherited,
         }
+    }
+
+    /// Whether the other host holds the guest's memory by this record, or can by a proposal that is under way.
+    fn memory_may_be_held(&self) -> bool {
+        let record = &self.vm.authority;
+        self.vm.level == Level::System && record.holds_all_good(self.host) && self.partner_that_counts().is_some()
+    }
+
+    /// The other host, if it holds a good replica of every disk.
+    fn partner_that_counts(&self) -> Option<HostId> {
+        let counts = |host: &HostId| *host != self.host && self.vm.authority.holds_all_good(*host);
+        self.vm.hosts.iter().copied().find(counts)
     }
 
     fn lease_is_valid(&self, now: Instant) -> bool {

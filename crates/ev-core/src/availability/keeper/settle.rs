@@ -1,9 +1,10 @@
 //! From what is known to what is to be done. Called after each event; each part asks for nothing that was asked for already.
 
 use super::{Action, EndCause, Gate, Guest, Keeper, POWER_DOWN_REPEAT, PROPOSAL_TIMEOUT, Role, Wish};
-use crate::authority::AuthorityChange;
+use crate::authority::{AuthorityChange, Origin};
 use crate::ids::Generation;
 use crate::time::Instant;
+use crate::vm::Level;
 
 impl Keeper {
     pub(super) fn settle(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -46,10 +47,14 @@ impl Keeper {
             self.guest = Guest::Ended { since, cause, clean: false };
         } else if self.wished_off_by_force() {
             self.guest = Guest::Ended { since, cause: EndCause::Forced, clean: true };
-        } else if self.heard_master && self.lease_is_valid(now) {
+        } else if self.heard_master {
+            match self.vm.authority.origin {
+                Origin::Memory => out.push(Action::Continue { since }),
+                Origin::Boot if self.lease_is_valid(now) => out.push(Action::Start { since }),
+                Origin::Boot => return,
+            }
             self.started = since;
             self.guest = Guest::Starting { since };
-            out.push(Action::Start { since });
         }
     }
 
@@ -66,8 +71,9 @@ impl Keeper {
         }
         let grace_over = self.without_lease_since.is_some_and(|from| now.since(from) >= self.grace);
         let valid = self.lease_is_valid(now);
+        let waits = self.first_lease_until.is_some_and(|until| now < until);
         match self.guest {
-            Guest::Running { .. } if !valid => {
+            Guest::Running { .. } if !valid && !waits => {
                 self.guest = Guest::Pausing { since };
                 out.push(Action::Pause);
             }
@@ -112,8 +118,9 @@ impl Keeper {
     fn settle_gate(&mut self, now: Instant, out: &mut Vec<Action>) {
         let ordered = self.guest.alive_since().is_some() && self.guest.alive_since() == self.ordered_since();
         let ending = matches!(self.guest, Guest::Ending { .. });
+        let unknown_past = self.inherited && self.vm.level == Level::System;
         let gate = match self.lease_until {
-            _ if !ordered || ending => Gate::Closed,
+            _ if !ordered || ending || unknown_past => Gate::Closed,
             _ if !self.needs_lease() => Gate::Open,
             Some(until) if now < until => Gate::OpenUntil(until),
             Some(_) | None => Gate::Closed,
@@ -140,6 +147,9 @@ impl Keeper {
 
     /// One proposal at a time, each at the newest generation known.
     fn settle_wishes(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if let Some(host) = self.partner_that_counts().filter(|_| self.inherited && self.memory_may_be_held()) {
+            self.wish(Wish::StandbyLost(host));
+        }
         let record = &self.vm.authority;
         let hosts = &self.vm.hosts;
         // A loss under this very record is asked for even if the record does not call the replica good: a proposal that

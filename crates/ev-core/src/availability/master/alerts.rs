@@ -8,7 +8,7 @@ use super::hosts::{HostView, Path};
 use crate::authority::Power;
 use crate::ids::HostId;
 use crate::pool::{Alert, Command, Member, MemberKind, PoolState, Severity};
-use crate::report::{EndCause, GuestState};
+use crate::report::{EndCause, GuestState, Level3State};
 use crate::time::Instant;
 use crate::vm::{Desired, Level, Vm};
 
@@ -17,6 +17,9 @@ const FAILURES_WORTH_AN_ALERT: u32 = 3;
 
 /// A network or a quorum server of which nothing was heard for so long is an alert; shorter gaps happen.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// A guest at level 3 whose memory no other host holds for so long is an alert; each start and takeover is followed by a shorter gap.
+const WITHOUT_MEMORY: Duration = Duration::from_secs(10);
 
 type Alerts = BTreeMap<String, Alert>;
 
@@ -92,6 +95,8 @@ impl Master {
                 let action =
                     "bring the other host or its disk back; the copy then runs by itself (ev pvm-sync shows it)";
                 wanted.add(format!("vm-simplex/{}", vm.id), Severity::Warning, &vm.name, text, action);
+            } else if let Some((text, action)) = self.without_memory(now, vm, state) {
+                wanted.add(format!("vm-simplex/{}", vm.id), Severity::Warning, &vm.name, text, action);
             }
             for (index, trouble) in self.troubles(vm).into_iter().enumerate() {
                 let key = format!("vm-trouble/{}/{index}", vm.id);
@@ -144,6 +149,40 @@ impl Master {
                 format!("it can't run: the newest state of its disks is on {}, which is down", names.join(" and "))
             }
         })
+    }
+
+    pub(super) fn note_lacking_memory(&mut self, now: Instant, state: &PoolState) {
+        let lacks = |vm: &&Vm| {
+            let runs = matches!(vm.authority.power, Power::On { .. });
+            vm.level == Level::System && runs && vm.authority.memory.is_none()
+        };
+        let since = |id| self.without_memory_since.get(&id).copied().unwrap_or(now);
+        self.without_memory_since = state.vms.values().filter(lacks).map(|vm| (vm.id, since(vm.id))).collect();
+    }
+
+    /// Why a guest at level 3 would be restarted, and not go on, if its host died now; and what to do.
+    fn without_memory(&self, now: Instant, vm: &Vm, state: &PoolState) -> Option<(String, &'static str)> {
+        let since = self.without_memory_since.get(&vm.id)?;
+        if now.since(*since) < WITHOUT_MEMORY {
+            return None;
+        }
+        let active = vm.authority.active?;
+        let level3 = self.reports.get(&(vm.id, active)).and_then(|(_, report)| report.level3.as_ref());
+        let standby = vm.authority.standby.map(|host| state.member_name(host)).unwrap_or_default();
+        let (why, action) = match level3.map(|report| &report.state) {
+            Some(Level3State::Synchronising | Level3State::Joining | Level3State::Protected) => (
+                format!("{standby} is being given its memory"),
+                "wait: ev pvm-show says how far it is; if this does not end, see the link between the hosts (ev host-list)",
+            ),
+            Some(Level3State::Simplex(why)) => {
+                (why.clone(), "mend what it names; the rest goes by itself (ev pvm-show)")
+            }
+            Some(Level3State::Parting) | None => (
+                format!("{standby} does not hold its memory"),
+                "see ev pvm-show and the links between the hosts (ev host-list); the rest goes by itself",
+            ),
+        };
+        Some((format!("it would be restarted from its disks if its host died now, and not go on: {why}"), action))
     }
 
     fn troubles(&self, vm: &Vm) -> Vec<String> {

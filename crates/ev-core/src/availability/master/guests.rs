@@ -118,7 +118,17 @@ impl Master {
         }
     }
 
+    /// The host that can go on from the guest's memory now.
+    fn can_go_on(&self, now: Instant, vm: &Vm, state: &PoolState) -> Option<HostId> {
+        let wished = !matches!(vm.desired, Desired::Shutdown | Desired::ForceOff);
+        vm.authority.memory.filter(|host| wished && self.host_view(now, *host, state) == HostView::Alive)
+    }
+
     fn takeover(&mut self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> Option<AuthorityChange> {
+        // No lease counts while a standby holds the memory, and a guest that goes on waits for no other one.
+        if let Some(host) = self.can_go_on(now, vm, state) {
+            return Some(AuthorityChange::Continue { host });
+        }
         if vm.level == Level::Unprotected || !self.lease_surely_over(now, vm, state) {
             return None;
         }
@@ -135,7 +145,12 @@ impl Master {
 
     fn after_end(&mut self, now: Instant, vm: &Vm, ended: &Ended, state: &PoolState) -> Option<AuthorityChange> {
         let Ended { active, clean, .. } = *ended;
+        let standby = self.can_go_on(now, vm, state);
         match (vm.desired, &ended.cause) {
+            // A QEMU that died is survived like a host that died; it is no failure of the guest to start.
+            (_, EndCause::Crashed(_) | EndCause::LeaseLost) if standby.is_some() => {
+                standby.map(|host| AuthorityChange::Continue { host })
+            }
             (Desired::Shutdown | Desired::ForceOff, _) | (Desired::Running, EndCause::GuestShutdown) => {
                 Some(AuthorityChange::Ended { clean })
             }

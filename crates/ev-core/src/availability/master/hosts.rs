@@ -65,7 +65,12 @@ impl Master {
     /// Whether the VM's active side shows no life: its AM does not report, and its host is dead or has been silent about
     /// this VM for so long that it must be stuck.
     pub(super) fn active_is_dead(&self, now: Instant, vm: &Vm, active: HostId, state: &PoolState) -> bool {
-        let detection = Duration::from_millis(state.settings.detection_ms.max(state.settings.report_interval_ms * 2));
+        let detection_ms = match vm.authority.memory {
+            // Who goes on elsewhere in error loses nothing but time, so a report that is late is not waited for.
+            Some(_) => state.settings.detection_ms,
+            None => state.settings.detection_ms.max(state.settings.report_interval_ms * 2),
+        };
+        let detection = Duration::from_millis(detection_ms);
         let last_report = self.reports.get(&(vm.id, active)).map(|(at, _)| *at).max(self.awake_since);
         let silence = last_report.map_or(Duration::MAX, |at| now.since(at));
         match self.host_view(now, active, state) {

@@ -9,6 +9,9 @@
 //!   not know what its predecessor granted, and waits that long from its own election;
 //! - the other host is alive and holds a good replica of every disk.
 //!
+//! Where the other host holds the guest's memory (level 3) the second point falls away, and the guest goes on there at once:
+//! nothing leaves the old active host without the other one's confirmation, whatever lease it has.
+//!
 //! `hosts` says who is alive, `guests` what becomes of each guest, `alerts` what a person should know.
 
 mod alerts;
@@ -64,6 +67,8 @@ pub struct Master {
     waiting_since: BTreeMap<VmId, Instant>,
     /// Voters that do not answer, and since when.
     silent_voters: BTreeMap<MemberId, Instant>,
+    /// Since when a guest at level 3 has run without a host that could go on from its memory.
+    without_memory_since: BTreeMap<VmId, Instant>,
 }
 
 impl Master {
@@ -82,6 +87,7 @@ impl Master {
             restarts: BTreeMap::new(),
             waiting_since: BTreeMap::new(),
             silent_voters: BTreeMap::new(),
+            without_memory_since: BTreeMap::new(),
         }
     }
 
@@ -149,6 +155,7 @@ impl Master {
         self.forget_what_is_gone(state);
         self.settle_guests(now, state, out);
         self.settle_comparisons(state, out);
+        self.note_lacking_memory(now, state);
         self.settle_alerts(now, unix_ms, state, out);
     }
 
