@@ -142,6 +142,15 @@ pub(crate) fn protected() -> PoolState {
     state
 }
 
+/// The pool with one VM at level 3 that runs on host 1, its memory held by host 2.
+pub(crate) fn memory_held() -> PoolState {
+    let mut state = protected();
+    state.must(place(1, Level::System, &[H1, H2]));
+    state.start(1, H1, true);
+    state.must(state.change(1, AuthorityChange::MemoryHeld { host: H2 }));
+    state
+}
+
 /// Creates a VM and protects it.
 pub(crate) fn protect(state: &mut PoolState, number: u8) {
     state.must(create(number));

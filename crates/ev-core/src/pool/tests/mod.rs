@@ -3,6 +3,7 @@
 mod alerts;
 mod authority;
 mod members;
+mod memory;
 mod placement;
 mod properties;
 mod settings;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::fixtures::{H1, H2, config, disk_id, pool, vm_id};
 use super::super::*;
-use crate::authority::{AuthorityChange, Power};
+use crate::authority::{AuthorityChange, Origin, Power};
 use crate::ids::{Generation, HostId, MemberId};
 use crate::vm::{Desired, Level};
 
@@ -36,6 +36,9 @@ fn change(number: u8) -> impl Strategy<Value = AuthorityChange> {
         3 => (disk(), host()).prop_map(|(disk, host)| AuthorityChange::ReplicaGood { disk, host }),
         3 => (host(), any::<bool>()).prop_map(|(host, clean)| AuthorityChange::Start { host, clean }),
         1 => any::<bool>().prop_map(|clean| AuthorityChange::Ended { clean }),
+        3 => host().prop_map(|host| AuthorityChange::MemoryHeld { host }),
+        1 => host().prop_map(|host| AuthorityChange::StandbyLost { host }),
+        2 => host().prop_map(|host| AuthorityChange::Continue { host }),
     ]
 }
 
@@ -45,7 +48,12 @@ fn desired() -> impl Strategy<Value = Desired> {
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
-    let level = prop_oneof![Just(Level::Unprotected), Just(Level::Restart), Just(Level::Component)];
+    let level = prop_oneof![
+        1 => Just(Level::Unprotected),
+        1 => Just(Level::Restart),
+        1 => Just(Level::Component),
+        3 => Just(Level::System),
+    ];
     let hosts = prop_oneof![
         4 => Just([H1, H2].into()),
         1 => proptest::collection::btree_set(host(), 0..3),
@@ -96,6 +104,12 @@ fn check_records(state: &PoolState) {
         if let Power::On { since } = record.power {
             assert!(since <= record.generation && record.active.is_some() && !record.clean, "{vm:?}");
         }
+        if let Some(holder) = record.memory {
+            assert!(vm.level == Level::System && record.power != Power::Off, "{vm:?}");
+            assert!(vm.hosts.contains(&holder) && record.active != Some(holder), "{vm:?}");
+            let both = [Some(holder), record.active];
+            assert!(both.into_iter().flatten().all(|host| record.holds_all_good(host)), "{vm:?}");
+        }
     }
 }
 
@@ -117,6 +131,13 @@ fn check_step(before: &PoolState, after: &PoolState) {
             assert_eq!(since, new_record.generation, "a guest that runs elsewhere or anew has a new `since`");
             let active = new_record.active.expect("it is on");
             assert!(old_record.holds_all_good(active), "started without all good replicas: {old:?} {new:?}");
+            let goes_on = new_record.origin == Origin::Memory;
+            assert!(!goes_on || old_record.memory == Some(active), "goes on without memory: {old:?} {new:?}");
+        }
+        // Memory ends with the standing of one side's disks: they were at different epochs.
+        let ended_unclean = new_record.power == Power::Off && !new_record.clean;
+        if old_record.memory.is_some() && new_record.memory.is_none() && !ended_unclean {
+            assert!(new_record.good.values().all(|good| good.len() == 1), "two epochs count: {old:?} {new:?}");
         }
     }
 }
