@@ -26,6 +26,8 @@ mod settle;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_memory;
+#[cfg(test)]
 mod tests_wishes;
 
 use std::collections::BTreeMap;

@@ -147,9 +147,6 @@ impl Keeper {
 
     /// One proposal at a time, each at the newest generation known.
     fn settle_wishes(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if let Some(host) = self.partner_that_counts().filter(|_| self.inherited && self.memory_may_be_held()) {
-            self.wish(Wish::StandbyLost(host));
-        }
         let record = &self.vm.authority;
         let hosts = &self.vm.hosts;
         // A loss under this very record is asked for even if the record does not call the replica good: a proposal that
@@ -174,10 +171,18 @@ impl Keeper {
         if self.proposal.is_some_and(|(seen, at)| seen == record.generation && now.since(at) < PROPOSAL_TIMEOUT) {
             return;
         }
-        let Some((wish, _)) = self.wishes.first_key_value() else { return };
-        let change = self.change_wished(*wish);
+        let first = self.wishes.first_key_value().map(|(wish, _)| *wish);
+        let Some(wish) = self.wish_of_heir().or(first) else { return };
+        let change = self.change_wished(wish);
         self.proposal = Some((record.generation, now));
         out.push(Action::Propose { seen: record.generation, change });
+    }
+
+    /// Who took up a guest without knowing what was held back of it asks first for a record by which that is all the same.
+    fn wish_of_heir(&self) -> Option<Wish> {
+        let ending = matches!(self.guest, Guest::Ending { .. });
+        let asks = self.inherited && self.memory_may_be_held() && self.guest.alive_since().is_some() && !ending;
+        self.partner_that_counts().filter(|_| asks).map(Wish::StandbyLost)
     }
 
     fn change_wished(&self, wish: Wish) -> AuthorityChange {
