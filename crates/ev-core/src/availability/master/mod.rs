@@ -19,6 +19,8 @@ mod guests;
 mod hosts;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -16,17 +16,17 @@ fn at(ms: u64) -> Instant {
 }
 
 /// The master on host 2, elected at 0; time passes in its ticks.
-struct Bench {
-    state: PoolState,
-    master: Master,
-    now_ms: u64,
+pub(super) struct Bench {
+    pub(super) state: PoolState,
+    pub(super) master: Master,
+    pub(super) now_ms: u64,
     /// Hosts that beat, and VMs whose AM on host 1 reports a guest.
-    beating: Vec<HostId>,
-    reporting: Vec<(u8, GuestState)>,
+    pub(super) beating: Vec<HostId>,
+    pub(super) reporting: Vec<(u8, GuestState)>,
 }
 
 impl Bench {
-    fn new(state: PoolState) -> Self {
+    pub(super) fn new(state: PoolState) -> Self {
         let mut master = Master::new(H2);
         master.elected(at(0));
         Self { state, master, now_ms: 0, beating: vec![H1, H2], reporting: Vec::new() }
@@ -43,13 +43,13 @@ impl Bench {
         bench
     }
 
-    fn report(&mut self, vm: u8, guest: GuestState) -> Option<Duration> {
+    pub(super) fn report(&mut self, vm: u8, guest: GuestState) -> Option<Duration> {
         let report = report(&self.state, vm, H1, guest);
         self.master.report(at(self.now_ms), report, &self.state)
     }
 
     /// Lets time pass until the first changes of records are proposed, at most `ms`.
-    fn pass(&mut self, ms: u64) -> Vec<(u8, AuthorityChange)> {
+    pub(super) fn pass(&mut self, ms: u64) -> Vec<(u8, AuthorityChange)> {
         let end = self.now_ms + ms;
         while self.now_ms < end {
             self.now_ms += 50;
@@ -69,17 +69,17 @@ impl Bench {
         Vec::new()
     }
 
-    fn host_1_dies(&mut self) {
+    pub(super) fn host_1_dies(&mut self) {
         self.beating = vec![H2];
         self.reporting.clear();
     }
 
-    fn commit(&mut self, (vm, change): (u8, AuthorityChange)) {
+    pub(super) fn commit(&mut self, (vm, change): (u8, AuthorityChange)) {
         self.state.must(self.state.change(vm, change));
     }
 }
 
-fn report(state: &PoolState, vm: u8, host: HostId, guest: GuestState) -> AmReport {
+pub(super) fn report(state: &PoolState, vm: u8, host: HostId, guest: GuestState) -> AmReport {
     AmReport {
         vm: vm_id(vm),
         host,
@@ -99,14 +99,14 @@ fn change_of(command: Command) -> Option<(u8, AuthorityChange)> {
     Some((number, change))
 }
 
-fn since(state: &PoolState, vm: u8) -> Generation {
+pub(super) fn since(state: &PoolState, vm: u8) -> Generation {
     match state.record(vm).power {
         Power::On { since } => since,
         Power::Off => panic!("it is off"),
     }
 }
 
-const TAKEOVER: AuthorityChange = AuthorityChange::Start { host: H2, clean: false };
+pub(super) const TAKEOVER: AuthorityChange = AuthorityChange::Start { host: H2, clean: false };
 
 #[test]
 fn a_dead_hosts_guest_goes_to_the_other_one_when_its_lease_is_surely_over() {
