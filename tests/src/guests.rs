@@ -46,7 +46,19 @@ impl TinyImage {
 
     /// The arguments of `ev vm-create` for a guest of that name with one disk and that address on the VM network.
     pub fn create_arguments(&self, name: &str, disk: &str, address: &str) -> Vec<String> {
-        let append = format!("console=ttyS0 quiet mitigations=off nokaslr ev.address={address}/24");
+        self.arguments_with(name, disk, &format!("ev.address={address}/24"))
+    }
+
+    /// The same with two processors, both of which write and verify memory without end: 16 MiB each, then a rest, so that the
+    /// machine of the tests, which has few processors itself, is not all taken.
+    pub fn create_verifying_arguments(&self, name: &str, disk: &str, address: &str) -> Vec<String> {
+        let mut words = self.arguments_with(name, disk, &format!("ev.address={address}/24 ev.memory=32/50"));
+        words.extend(["--vcpus", "2"].map(str::to_owned));
+        words
+    }
+
+    fn arguments_with(&self, name: &str, disk: &str, parameters: &str) -> Vec<String> {
+        let append = format!("console=ttyS0 quiet mitigations=off nokaslr {parameters}");
         let words = ["vm-create", name, "--memory", "256", "--disk", disk, "--nic", "vm"];
         let boot = ["--kernel", plain(&self.kernel), "--initrd", plain(&self.initrd), "--append", &append];
         words.iter().chain(&boot).map(|word| (*word).to_owned()).collect()

@@ -10,6 +10,7 @@ mod owners;
 mod pool;
 mod postgres;
 mod rounds;
+mod stream;
 mod tiny;
 mod wait;
 
@@ -20,5 +21,6 @@ pub use load::{Load, LoadReport, Service};
 pub use pool::{EvFailure, Pool};
 pub use postgres::Postgres;
 pub use rounds::{Protected, Return, Takeover};
+pub use stream::{Answered, MemoryCount, Stream, StreamFault, StreamReport};
 pub use tiny::TinyGuest;
 pub use wait::eventually;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::client::ClientError;
 use crate::load::Service;
 
-const PORT: u16 = 7000;
+/// Where its program listens.
+pub(crate) const PORT: u16 = 7000;
 /// A guest whose host dies says nothing any more; then the client has to try again.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Filling and checking take as long as the disk does.

@@ -5,6 +5,8 @@
 //! | command | answer |
 //! |---|---|
 //! | `ping` | `pong BOOT-ID COUNT`: COUNT rises with each ping since this boot |
+//! | `echo NUMBER SUM TEXT` | `echo NUMBER COUNT SUM TEXT`: COUNT is how many echoes this connection has had; SUM is [`record::checksum`] of NUMBER and TEXT, and was seen to be right |
+//! | `memory` | `memory THREADS LOWEST-ROUND PAGES BAD-PAGES` of the verification by `ev.memory` |
 //! | `size` | `size BYTES` of the disk |
 //! | `write SLOT VALUE` | `written SLOT VALUE` once it is flushed to the disk |
 //! | `read SLOT` | `record SLOT VALUE`, `empty SLOT`, or `damaged SLOT` |
@@ -31,10 +33,10 @@ fn main() {
     let boot_id = setup::boot_id();
     println!("EVENKEEL-GUEST first instruction boot={boot_id}");
     let command_line = setup::command_line();
-    memory::start(&command_line);
+    let verified = memory::start(&command_line);
     setup::load_modules();
     setup::configure_network(&command_line);
-    let service = Arc::new(service::Service::new(boot_id, disk::find()));
+    let service = Arc::new(service::Service::new(boot_id, disk::find(), verified));
     match TcpListener::bind(("0.0.0.0", PORT)) {
         Ok(listener) => {
             println!("EVENKEEL-GUEST ready on port {PORT}");

@@ -29,7 +29,7 @@ pub fn encode(slot: u64, value: u64) -> Vec<u8> {
     block[..8].copy_from_slice(&MAGIC);
     block[8..16].copy_from_slice(&slot.to_le_bytes());
     block[16..24].copy_from_slice(&value.to_le_bytes());
-    let sum = checksum(&block);
+    let sum = block_checksum(&block);
     block[24..32].copy_from_slice(&sum.to_le_bytes());
     block
 }
@@ -39,7 +39,7 @@ pub fn decode(block: &[u8]) -> Content {
         return Content::Empty;
     }
     let (slot, value) = (number(&block[8..16]), number(&block[16..24]));
-    if block[..8] == MAGIC && number(&block[24..32]) == checksum(block) {
+    if block[..8] == MAGIC && number(&block[24..32]) == block_checksum(block) {
         Content::Record { slot, value }
     } else {
         Content::Damaged
@@ -50,9 +50,14 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
-/// FNV-1a over the block without the checksum itself: enough to see a torn or stale block.
-fn checksum(block: &[u8]) -> u64 {
-    let covered = block[..24].iter().chain(&block[32..]);
+/// Of the block without the checksum itself.
+fn block_checksum(block: &[u8]) -> u64 {
+    checksum(&[&block[..24], &block[32..]])
+}
+
+/// FNV-1a over the parts: enough to see a torn or stale block.
+pub fn checksum(parts: &[&[u8]]) -> u64 {
+    let covered = parts.iter().copied().flatten();
     covered.fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::disk::Disk;
-use crate::record::Content;
+use crate::memory::Verified;
+use crate::record::{self, Content};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub struct Service {
     boot_id: String,
     disk: Option<Disk>,
     pings: AtomicU64,
+    verified: Arc<Verified>,
 }
 
 /// Why a command got no proper answer.
@@ -27,6 +29,8 @@ enum CommandError {
     Number(#[from] std::num::ParseIntError),
     #[error("the guest has no disk; give it one")]
     NoDisk,
+    #[error("the check sum of this message is {0}; it was altered on its way")]
+    Altered(u64),
     #[error("disk: {0}")]
     Disk(#[from] std::io::Error),
     #[error("could not: {0}")]
@@ -47,26 +51,37 @@ pub fn serve(listener: &TcpListener, service: &Arc<Service>) {
 }
 
 impl Service {
-    pub fn new(boot_id: String, disk: Option<Disk>) -> Self {
-        Self { boot_id, disk, pings: AtomicU64::new(0) }
+    pub fn new(boot_id: String, disk: Option<Disk>, verified: Arc<Verified>) -> Self {
+        Self { boot_id, disk, pings: AtomicU64::new(0), verified }
     }
 
     /// Answers one client until it goes.
     fn converse(&self, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
         let Ok(mut writer) = stream.try_clone() else { return };
+        let mut echoes = 0;
         for line in BufReader::new(stream).lines() {
             let Ok(line) = line else { return };
-            let answer = self.answer(&line).unwrap_or_else(|error| format!("error {error}"));
-            if writeln!(writer, "{answer}").is_err() {
+            let answer = self.answer(&line, &mut echoes).unwrap_or_else(|error| format!("error {error}"));
+            // In one piece: each write is a frame of its own.
+            if writer.write_all(format!("{answer}\n").as_bytes()).is_err() {
                 return;
             }
         }
     }
 
-    fn answer(&self, line: &str) -> Result<String, CommandError> {
+    fn answer(&self, line: &str, echoes: &mut u64) -> Result<String, CommandError> {
         let words: Vec<&str> = line.split_whitespace().collect();
         Ok(match words[..] {
+            ["echo", number, sum, text] => {
+                let found = record::checksum(&[number.as_bytes(), text.as_bytes()]);
+                if found != sum.parse()? {
+                    return Err(CommandError::Altered(found));
+                }
+                *echoes += 1;
+                format!("echo {number} {echoes} {sum} {text}")
+            }
+            ["memory"] => format!("memory {}", self.verified.words()),
             ["ping"] => format!("pong {} {}", self.boot_id, self.pings.fetch_add(1, Ordering::Relaxed) + 1),
             ["size"] => format!("size {}", self.disk()?.size()?),
             ["write", slot, value] => {
