@@ -11,6 +11,7 @@ mod pool;
 mod postgres;
 mod rounds;
 mod stream;
+mod system;
 mod tiny;
 mod wait;
 
@@ -22,5 +23,6 @@ pub use pool::{EvFailure, Pool};
 pub use postgres::Postgres;
 pub use rounds::{Protected, Return, Takeover};
 pub use stream::{Answered, MemoryCount, Stream, StreamFault, StreamReport};
+pub use system::{GoneOn, Level3View, System, SystemView};
 pub use tiny::TinyGuest;
 pub use wait::eventually;

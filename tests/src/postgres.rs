@@ -11,6 +11,8 @@ use crate::load::Service;
 
 /// A guest whose host dies says nothing any more; then the client has to try again.
 const SILENCE_LIMIT: Duration = Duration::from_secs(1);
+/// How long a client waits that must not notice anything.
+const PATIENT_SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// One connection to the database.
 pub struct Postgres {
@@ -31,15 +33,24 @@ impl Postgres {
 
     /// Connects, and makes the table if it is not there. To be called in the client's network: see [`crate::in_client`].
     pub fn connect() -> Result<Self, ClientError> {
+        Self::connect_with(SILENCE_LIMIT)
+    }
+
+    /// The same with a connection that is not given up soon: at Level 3 it goes on.
+    pub fn connect_patiently() -> Result<Self, ClientError> {
+        Self::connect_with(PATIENT_SILENCE_LIMIT)
+    }
+
+    fn connect_with(silence_limit: Duration) -> Result<Self, ClientError> {
         let mut client = Config::new()
             .host(DebianGuest::ADDRESS)
             .user(Self::USER)
             .password(Self::PASSWORD)
             .dbname(Self::DATABASE)
             .connect_timeout(SILENCE_LIMIT)
-            .tcp_user_timeout(SILENCE_LIMIT)
-            .keepalives_idle(SILENCE_LIMIT)
-            .keepalives_interval(SILENCE_LIMIT)
+            .tcp_user_timeout(silence_limit)
+            .keepalives_idle(silence_limit)
+            .keepalives_interval(silence_limit)
             .keepalives_retries(2)
             .connect(NoTls)?;
         client.batch_execute(

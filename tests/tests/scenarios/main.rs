@@ -7,6 +7,7 @@ mod harness;
 mod hosts;
 mod images;
 mod level2_failover;
+mod level3;
 mod members;
 mod networks;
 mod older_state;
