@@ -58,7 +58,7 @@ pub struct VmCreate {
 /// `PUT /v1/vms/{vm}/protection`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protect {
-    /// 0, 1 or 2.
+    /// 0, 1, 2 or 3.
     pub level: u8,
     /// The other host; chosen by the pool if absent.
     #[serde(default)]
@@ -129,6 +129,9 @@ pub struct VmView {
     /// Names of hosts.
     pub active: Option<String>,
     pub standby: Option<String>,
+    /// (Level 3) The host that can go on from the guest's memory at any moment.
+    #[serde(default)]
+    pub memory: Option<String>,
     pub hosts: Vec<String>,
     /// Of the authority record.
     pub generation: u64,

@@ -3,7 +3,7 @@
 
 use crate::authority::Power;
 use crate::ids::HostId;
-use crate::pool::{CpuFacts, Member, PoolState};
+use crate::pool::{CpuFacts, Member, MemoryTracking, PoolState};
 use crate::vm::{Level, Vm};
 
 /// What is asked: may this VM be protected at this level with this other host?
@@ -41,6 +41,20 @@ pub enum Obstacle {
         "the processor of {host} lacks {missing}, which the VM may be using: choose a processor model that both hosts have"
     )]
     ProcessorLacks { host: String, missing: String },
+    #[error(
+        "{host} has QEMU {theirs} and the VM's host {ours}: level 3 needs the same version on both, so upgrade the older one"
+    )]
+    OtherQemu { host: String, theirs: String, ours: String },
+    #[error("on {host} a guest's memory can't be followed: {why}")]
+    NoMemoryTracking { host: String, why: String },
+    #[error(
+        "it is not known whether {0} can follow a guest's memory: upgrade Evenkeel there, or start evd there again (systemctl restart evd)"
+    )]
+    MemoryTrackingUntried(String),
+    #[error(
+        "the VM's processor model {0} has state that can't be carried to another host: create the VM with a named model without it"
+    )]
+    ImmovableProcessorModel(String),
     #[error("network {network} is not a network of this pool any more: add it (ev network-add)")]
     NetworkMissing { network: String },
     #[error("no host holds a good replica of every disk: bring the host with the good replica back first")]
@@ -79,6 +93,9 @@ pub fn obstacles(question: &Question<'_>, state: &PoolState) -> Vec<Obstacle> {
     }
     if let Some(home) = home {
         found.extend(processor_obstacles(vm, home, partner));
+        if level == Level::System {
+            found.extend(memory_obstacles(vm, home, partner));
+        }
     }
     for nic in vm.config.nics.iter().filter(|nic| !state.networks.contains_key(&nic.network)) {
         found.push(Obstacle::NetworkMissing { network: nic.network.to_string() });
@@ -116,6 +133,56 @@ fn processor_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle
         }
     }
     found
+}
+
+/// What keeps a guest from going on from its memory on the other host, in either direction.
+fn memory_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    if home.qemu_version != partner.qemu_version {
+        found.push(Obstacle::OtherQemu {
+            host: partner.name.clone(),
+            theirs: partner.qemu_version.clone(),
+            ours: home.qemu_version.clone(),
+        });
+    }
+    for host in [home, partner] {
+        match &host.memory_tracking {
+            MemoryTracking::Works => {}
+            MemoryTracking::Untried => found.push(Obstacle::MemoryTrackingUntried(host.name.clone())),
+            MemoryTracking::Fails(why) => {
+                found.push(Obstacle::NoMemoryTracking { host: host.name.clone(), why: why.clone() });
+            }
+        }
+    }
+    if is_immovable(&vm.config.cpu_model) {
+        found.push(Obstacle::ImmovableProcessorModel(vm.config.cpu_model.clone()));
+    }
+    found
+}
+
+/// `host` and `max` are whatever the host and its QEMU have; a constant rate of the time stamp counter is the host's own.
+fn is_immovable(model: &str) -> bool {
+    let mut parts = model.split(',');
+    let name = parts.next().unwrap_or_default();
+    let fixed_rate = |part: &str| matches!(part.trim_start_matches('+').trim_end_matches("=on"), "invtsc");
+    matches!(name, "host" | "max") || parts.any(fixed_rate)
+}
+
+/// The first version of QEMU by which the memory of the screen is carried too.
+const QEMU_CARRIES_SCREEN: u32 = 10;
+
+/// What is no obstacle to level 3 and yet a person should know.
+#[must_use]
+pub fn limitations(host: &Member) -> Option<String> {
+    let major = host.qemu_version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.filter(|major| *major < QEMU_CARRIES_SCREEN).map(|_| {
+        format!(
+            "QEMU {} on {} does not carry the memory of the screen: after a takeover the screen stays as it was drawn last \
+             until the guest draws it anew; serial console and network are not affected. QEMU 10.0 or newer on both hosts \
+             carries it",
+            host.qemu_version, host.name
+        )
+    })
 }
 
 /// Flags that `theirs` lacks of `ours`, in words; `None` when it lacks none.
@@ -162,6 +229,7 @@ pub fn processor_differences(joining: &CpuFacts, pool: &PoolState) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::fixtures::{H1, H2, protected};
 
     fn cpu(flags: &[&str]) -> CpuFacts {
         CpuFacts {
@@ -169,6 +237,86 @@ mod tests {
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             accelerator: "kvm".to_owned(),
         }
+    }
+
+    /// What stands against level 3 after the pool's members and the VM were changed.
+    fn at_level_3(change: impl FnOnce(&mut PoolState)) -> Vec<Obstacle> {
+        let mut state = protected();
+        change(&mut state);
+        let partner = &state.members[&H2];
+        let question =
+            Question { vm: state.vm(1), level: Level::System, partner, partner_alive: true, partner_free_bytes: None };
+        obstacles(&question, &state)
+    }
+
+    fn host(state: &mut PoolState, id: HostId) -> &mut Member {
+        state.members.get_mut(&id).expect("it is one of the two")
+    }
+
+    #[test]
+    fn level_3_asks_more_of_both_hosts() {
+        assert_eq!(at_level_3(|_| {}), []);
+        let other = at_level_3(|state| host(state, H2).qemu_version = "10.0.2".to_owned());
+        assert!(
+            matches!(&other[..], [Obstacle::OtherQemu { theirs, ours, .. }] if theirs == "10.0.2" && ours == "7.2.0"),
+            "{other:?}"
+        );
+        for id in [H1, H2] {
+            let untried = at_level_3(|state| host(state, id).memory_tracking = MemoryTracking::Untried);
+            assert!(matches!(untried[..], [Obstacle::MemoryTrackingUntried(_)]), "{untried:?}");
+            let why = "Linux 6.7 or newer is needed".to_owned();
+            let fails = at_level_3(|state| host(state, id).memory_tracking = MemoryTracking::Fails(why.clone()));
+            assert!(matches!(&fails[..], [Obstacle::NoMemoryTracking { why: told, .. }] if *told == why), "{fails:?}");
+        }
+        let slow = at_level_3(|state| host(state, H2).cpu.accelerator = "tcg".to_owned());
+        assert!(matches!(slow[..], [Obstacle::OtherAccelerator { .. }]), "{slow:?}");
+        let machine = at_level_3(|state| host(state, H2).machines.clear());
+        assert!(matches!(machine[..], [Obstacle::MachineMissing { .. }]), "{machine:?}");
+    }
+
+    #[test]
+    fn level_3_needs_a_processor_that_is_the_same_everywhere_and_at_any_time() {
+        let of_model = |model: &str| {
+            at_level_3(|state| {
+                for vm in state.vms.values_mut() {
+                    vm.config.cpu_model = model.to_owned();
+                }
+                for member in state.members.values_mut() {
+                    member.cpu.accelerator = "tcg".to_owned();
+                }
+            })
+        };
+        for model in ["max", "host", "max,-sse4a", "Nehalem,+invtsc", "Nehalem,invtsc=on"] {
+            assert_eq!(of_model(model), [Obstacle::ImmovableProcessorModel(model.to_owned())]);
+        }
+        for model in ["qemu64", "Nehalem", "Nehalem,-invtsc"] {
+            assert_eq!(of_model(model), []);
+        }
+    }
+
+    #[test]
+    fn level_2_asks_for_none_of_it() {
+        let mut state = protected();
+        let partner = host(&mut state, H2);
+        partner.qemu_version = "10.0.2".to_owned();
+        partner.memory_tracking = MemoryTracking::Untried;
+        let partner = &state.members[&H2];
+        let question = Question {
+            vm: state.vm(1),
+            level: Level::Component,
+            partner,
+            partner_alive: true,
+            partner_free_bytes: None,
+        };
+        assert_eq!(obstacles(&question, &state), []);
+    }
+
+    #[test]
+    fn older_qemus_leave_the_screen_behind() {
+        let mut state = protected();
+        assert!(limitations(host(&mut state, H1)).is_some_and(|note| note.starts_with("QEMU 7.2.0 on h1")));
+        host(&mut state, H1).qemu_version = "10.0.2".to_owned();
+        assert_eq!(limitations(host(&mut state, H1)), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ev_core::ids::{MemberId, NetworkId, PoolId};
-use ev_core::pool::{Command as Change, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo};
+use ev_core::pool::{Command as Change, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo};
 use ev_pool::quorum::{EnlistError, Enlistment, dismiss, enlist};
 use ev_pool::{PoolNode, PoolNodeConfig, RaftTimes, Reconciled, VoterRole};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
@@ -142,6 +142,7 @@ fn member(id: u64, name: &str, kind: MemberKind, peer: SocketAddr) -> Member {
         cpu: CpuFacts::default(),
         qemu_version: String::new(),
         machines: Vec::new(),
+        memory_tracking: MemoryTracking::Untried,
     }
 }
 

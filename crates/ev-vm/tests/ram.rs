@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ev_vm::ram::{RamTracker, Staging, TrackError, Writes};
+use ev_vm::ram::{RamTracker, Staging, TrackError, Writes, try_tracking};
 use ev_vm::{Accelerator, Guest, Qemu, StartState};
 use serde_json::json;
-use support::tracked::{Ending, Image, machines, said, tiny, tracked, until_said};
-use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, assemble, tcg, until};
+use support::tracked::{Ending, Image, library, machines, said, tiny, tracked, until_said};
+use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, USER, assemble, tcg, until};
 use tokio::time::{sleep, timeout};
 
 /// Looks at the whole memory, each after some passes while the guest ran on.
@@ -223,4 +223,33 @@ fn a_kernel_that_does_not_track_is_told_and_qemu_runs() {
             assert_eq!(guest.qmp().await.unwrap().status().await.unwrap(), ev_vm::RunState::Running);
         }
     });
+}
+
+#[tokio::test]
+async fn a_host_is_tried_by_following_a_guest_there_and_nothing_of_it_is_left() {
+    for (qemu, _) in machines() {
+        let folders = Folders::new();
+        let folder = folders.paths.run_dir.join("trial");
+        try_tracking(&qemu, &tcg(), USER, &folder, Some(&library())).await.unwrap();
+        assert!(!folder.exists());
+        // Another library loads, and tracks nothing.
+        let other = Path::new("/usr/lib/x86_64-linux-gnu/libm.so.6");
+        let error = try_tracking(&qemu, &tcg(), USER, &folder, Some(other)).await.unwrap_err();
+        assert!(error.to_string().contains("was not loaded"), "{error}");
+        assert!(!folder.exists());
+    }
+    let qemu = Qemu::at(Path::new("/usr/bin/qemu-system-x86_64"), None);
+    let none = try_tracking(&qemu, &tcg(), USER, Path::new("/nonexistent"), None).await;
+    assert!(none.unwrap_err().to_string().contains("install Evenkeel anew"));
+}
+
+#[tokio::test]
+async fn a_trial_guest_that_was_left_behind_is_ended_by_the_next_trial() {
+    let (qemu, machine) = machines().remove(0);
+    let folders = Folders::new();
+    let mut spec = folders.spec(machine);
+    spec.disks.clear();
+    let left = Guest::start(&qemu, &tcg(), &spec).await.unwrap();
+    try_tracking(&qemu, &tcg(), USER, &folders.paths.run_dir, Some(&library())).await.unwrap();
+    timeout(Duration::from_secs(5), left.exited()).await.expect("it was ended");
 }

@@ -154,8 +154,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  ev pvm-protect web01 --level 2 --wait")]
     PvmProtect {
         vm: String,
-        /// 1: restarted when its host dies. 2: disks and network exist on two hosts
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2))]
+        /// 1: restarted when its host dies. 2: disks and network exist on two hosts. 3: memory and processors too, so that
+        /// the guest goes on when its host dies
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
         level: u8,
         /// The second host; chosen by the pool if not given
         #[arg(long)]
@@ -170,7 +171,12 @@ pub enum Command {
         wait: Wait,
     },
     /// Say at which levels a VM can be protected, and why not
-    PvmCandidacy { vm: String },
+    PvmCandidacy {
+        vm: String,
+        /// Only this level
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+        level: Option<u8>,
+    },
     /// Start VMs
     PvmStart(PowerArgs),
     /// Ask guests to power down

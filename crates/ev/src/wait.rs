@@ -54,7 +54,8 @@ pub async fn power(client: &Client, vm: &str, wait: Wait, desired: DesiredState)
     .await
 }
 
-/// Until as many replicas of every disk are good as the level asks for, with a bar.
+/// Until as many replicas of every disk are good as the level asks for, with a bar; at level 3 also until the memory of
+/// a guest that runs is held.
 pub async fn in_sync(client: &Client, vm: &str, wait: Wait, format: Format) -> Result<(), Failure> {
     let bar = progress::bytes(format, 0, vm);
     let result = until(client, vm, wait, &format!("synchronisation of {vm}"), |view| {
@@ -64,7 +65,8 @@ pub async fn in_sync(client: &Client, vm: &str, wait: Wait, format: Format) -> R
         });
         bar.set_length(total_bytes);
         bar.set_position(done_bytes);
-        Ok(view.disks.iter().all(|disk| disk.in_sync))
+        let held = view.level < 3 || view.memory.is_some() || view.power == PowerState::Off;
+        Ok(held && view.disks.iter().all(|disk| disk.in_sync))
     })
     .await;
     bar.finish_and_clear();

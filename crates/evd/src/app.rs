@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ev_api::{ApiError, ErrorCode};
-use ev_vm::{Accelerator, Qemu, QemuInfo};
+use ev_core::pool::MemoryTracking;
+use ev_vm::{Accelerator, Qemu, QemuInfo, ram};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -24,6 +25,7 @@ pub struct App {
     pub papers: PapersFolder,
     pub qemu: Qemu,
     member: watch::Sender<Option<Arc<Member>>>,
+    memory_tracking: tokio::sync::OnceCell<MemoryTracking>,
     /// Held while the membership changes: create, join and leave come one at a time.
     pub changing: tokio::sync::Mutex<()>,
 }
@@ -45,6 +47,7 @@ impl App {
             papers: PapersFolder::new(&config.state_dir),
             qemu: Qemu::at(&config.qemu, config.qemu_data_dir.as_deref()),
             member: watch::Sender::new(None),
+            memory_tracking: tokio::sync::OnceCell::new(),
             changing: tokio::sync::Mutex::new(()),
             config,
         }))
@@ -80,6 +83,23 @@ impl App {
             ApiError::new(ErrorCode::Refused, format!("QEMU on host {} cannot be used: {error}", self.config.name))
         })?;
         Ok((info, self.qemu.accelerator(&self.config.qemu_user).await))
+    }
+
+    /// Whether level 3 can follow guests' memory here, tried with a guest once per process.
+    pub async fn memory_tracking(&self, accelerator: &Accelerator) -> MemoryTracking {
+        let try_it = async || {
+            let folder = self.config.run_dir.join("trial");
+            let library = ram::find_library();
+            let user = &self.config.qemu_user;
+            match ram::try_tracking(&self.qemu, accelerator, user, &folder, library.as_deref()).await {
+                Ok(()) => MemoryTracking::Works,
+                Err(error) => {
+                    tracing::warn!(%error, "guests cannot be protected at level 3 on this host");
+                    MemoryTracking::Fails(error.to_string())
+                }
+            }
+        };
+        self.memory_tracking.get_or_init(try_it).await.clone()
     }
 
     /// The AM's program: as configured, or beside this one.

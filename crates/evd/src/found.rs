@@ -66,6 +66,7 @@ pub async fn own_record(app: &App, id: MemberId, uuid: Uuid) -> Result<PoolMembe
         },
         qemu_version: qemu.version.to_string(),
         machines: qemu.machines.into_iter().filter(|machine| machine.starts_with("pc-q35-")).collect(),
+        memory_tracking: app.memory_tracking(&accelerator).await,
     })
 }
 

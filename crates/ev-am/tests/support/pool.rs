@@ -8,7 +8,7 @@ use std::time::Duration;
 use ev_core::authority::{Authority, AuthorityChange, Power};
 use ev_core::availability::master::{Master, Path};
 use ev_core::ids::{DiskId, HostId, MacAddress, MemberId, NetworkId, PoolId, VmId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
+use ev_core::pool::{Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
 use ev_core::report::AmReport;
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, NicConfig, Vm, VmConfig};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
@@ -196,6 +196,7 @@ impl Inner {
             cpu: CpuFacts::default(),
             qemu_version: "7.2.0".into(),
             machines: Vec::new(),
+            memory_tracking: MemoryTracking::Untried,
         };
         let network = Network { id: NETWORK, name: "lan".into(), bridge: "lan".into() };
         let nic = |mac| NicConfig { mac, network: NETWORK, bridge: "lan".into() };

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use uuid::Uuid;
 
-use super::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
+use super::{
+    Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped,
+};
 use crate::authority::{Authority, AuthorityChange};
 use crate::ids::{DiskId, Generation, HostId, MacAddress, MemberId, NetworkId, PoolId, VmId};
 use crate::vm::{Boot, Desired, DiskConfig, Firmware, Level, NicConfig, Vm, VmConfig};
@@ -43,6 +45,7 @@ pub(crate) fn member(number: u64, kind: MemberKind) -> Member {
         cpu: CpuFacts { model: "some processor".to_owned(), flags: BTreeSet::new(), accelerator: "kvm".to_owned() },
         qemu_version: "7.2.0".to_owned(),
         machines: vec!["pc-q35-7.2".to_owned()],
+        memory_tracking: MemoryTracking::Works,
     }
 }
 

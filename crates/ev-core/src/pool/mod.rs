@@ -16,6 +16,6 @@ mod tests;
 pub use command::{Command, Outcome, Refusal, SettingsFault, Stamped};
 pub use state::{
     ADMIN_TOKENS_MAX, ALERTS_MAX, AdminTokenInfo, Alert, Compared, CpuFacts, EVENTS_MAX, Event, MEMBERS_MAX, Member,
-    MemberKind, NETWORKS_MAX, Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token, TokenPurpose,
-    VMS_MAX,
+    MemberKind, MemoryTracking, NETWORKS_MAX, Network, PoolInfo, PoolState, Settings, Severity, TOKENS_MAX, Token,
+    TokenPurpose, VMS_MAX,
 };

@@ -87,6 +87,21 @@ pub struct Member {
     /// Version and machine types of the host's QEMU; empty for a quorum server.
     pub qemu_version: String,
     pub machines: Vec<String>,
+    /// Whether a guest's memory can be followed from outside of QEMU there, which level 3 needs.
+    #[serde(default)]
+    pub memory_tracking: MemoryTracking,
+}
+
+/// What came of following the memory of a trial guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryTracking {
+    /// It was not tried: a quorum server, or a host whose daemon is of before level 3.
+    #[default]
+    Untried,
+    Works,
+    /// In words that say what to do.
+    Fails(String),
 }
 
 /// What a host's processor can do, as far as guests could see it.

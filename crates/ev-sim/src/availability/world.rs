@@ -8,7 +8,7 @@ use ev_core::authority::{Authority, AuthorityChange};
 use ev_core::availability::keeper::{Action, Event, Gate};
 use ev_core::availability::master::Path;
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, NetworkId, PoolId, VmId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
+use ev_core::pool::{Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
 use ev_core::report::{AmReport, EndCause};
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, Vm, VmConfig};
 use uuid::Uuid;
@@ -338,6 +338,7 @@ fn member(id: u64, kind: MemberKind) -> Member {
         cpu: CpuFacts::default(),
         qemu_version: String::new(),
         machines: Vec::new(),
+        memory_tracking: MemoryTracking::Untried,
     }
 }
 

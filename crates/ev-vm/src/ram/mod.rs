@@ -17,6 +17,7 @@ mod report;
 mod staging;
 mod sys;
 mod tracker;
+mod trial;
 
 pub use blocks::{BlockLayout, GuestMemory, PAGES_MAX, PageNumber, RamLayout, TrackError};
 pub use file::{FileId, RamFile};
@@ -24,3 +25,4 @@ pub use prepare::{TrackedMemory, find_library};
 pub use staging::{PARTS_MAX, PASSES_MAX, StagedPage, Staging};
 pub use sys::{PAGE_BYTES, PageBytes};
 pub use tracker::{FaultCount, PassError, PassReport, RamTracker, Writes};
+pub use trial::{TrialError, try_tracking};

@@ -31,7 +31,7 @@ pub async fn dispatch(client: &Client, format: Format, command: Command) -> Resu
         Command::PvmUnprotect { vm, wait } => {
             protect(client, format, &vm, Protect { level: 0, host: None }, wait).await
         }
-        Command::PvmCandidacy { vm } => candidacy(client, format, &vm).await,
+        Command::PvmCandidacy { vm, level } => candidacy(client, format, &vm, level).await,
         Command::PvmStart(power) => change_power(client, &power, DesiredState::Running).await,
         Command::PvmShutdown(power) => change_power(client, &power, DesiredState::Shutdown).await,
         Command::PvmForceOff(power) => change_power(client, &power, DesiredState::ForceOff).await,
@@ -76,8 +76,9 @@ async fn protect(client: &Client, format: Format, vm: &str, request: Protect, wa
     }
 }
 
-async fn candidacy(client: &Client, format: Format, vm: &str) -> Result<(), Failure> {
-    let levels: Vec<CandidacyView> = client.get(&path(vm, "/candidacy")).await?;
+async fn candidacy(client: &Client, format: Format, vm: &str, only: Option<u8>) -> Result<(), Failure> {
+    let mut levels: Vec<CandidacyView> = client.get(&path(vm, "/candidacy")).await?;
+    levels.retain(|view| only.is_none_or(|level| level == view.level));
     output::show(format, &levels, |levels| {
         table(
             ["LEVEL", "CANDIDATE", "WHY"],
@@ -135,6 +136,7 @@ async fn show(client: &Client, format: Format, vm: &str) -> Result<(), Failure> 
             ("Health", word(&vm.health)),
             ("Active host", or_dash(vm.active.as_deref())),
             ("Standby host", or_dash(vm.standby.as_deref())),
+            ("Memory held on", or_dash(vm.memory.as_deref())),
             ("Generation", vm.generation.to_string()),
             ("Hardware", format!("{} vCPUs, {} MiB, {}, {}", vm.vcpus, vm.memory_mib, vm.firmware, vm.machine)),
             ("Processor", vm.cpu_model.clone()),

@@ -10,7 +10,7 @@ use ev_api::pool::QuorumAdd;
 use ev_api::vm::Done;
 use ev_api::{ApiError, ErrorCode, VersionView};
 use ev_core::ids::{HostId, MemberId};
-use ev_core::pool::{Command, CpuFacts, Member as PoolMember, MemberKind, Outcome, PoolState};
+use ev_core::pool::{Command, CpuFacts, Member as PoolMember, MemberKind, MemoryTracking, Outcome, PoolState};
 use ev_pool::quorum::{self, Enlistment};
 use ev_pool::{PoolStatus, VoterRole};
 use ev_wire::quorum::Invitation;
@@ -149,6 +149,7 @@ async fn enlist(member: &Member, name: String, invitation: Invitation) -> Result
         cpu: CpuFacts::default(),
         qemu_version: String::new(),
         machines: Vec::new(),
+        memory_tracking: MemoryTracking::Untried,
     };
     let outcome = member.propose(Command::MemberAdd { member: Box::new(record) }).await?;
     let Outcome::MemberAdded(id) = outcome else {

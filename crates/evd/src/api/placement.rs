@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use ev_api::vm::{CandidacyView, Done, Protect};
 use ev_api::{ApiError, ErrorCode};
-use ev_core::candidacy::{Question, obstacles};
+use ev_core::candidacy::{Question, limitations, obstacles};
 use ev_core::ids::HostId;
 use ev_core::pool::{Command, Member as PoolMember, PoolState};
 use ev_core::vm::{Level, Vm};
@@ -79,8 +79,9 @@ fn level(number: u8) -> Result<Level, ApiError> {
         0 => Ok(Level::Unprotected),
         1 => Ok(Level::Restart),
         2 => Ok(Level::Component),
+        3 => Ok(Level::System),
         other => Err(ApiError::new(ErrorCode::Invalid, format!("there is no level {other}"))
-            .hint("give 1 (restart) or 2 (component fault tolerance)")),
+            .hint("give 1 (restart), 2 (component fault tolerance) or 3 (system fault tolerance)")),
     }
 }
 
@@ -88,7 +89,7 @@ pub async fn candidacy(State(app): State<Arc<App>>, Path(vm): Path<String>) -> A
     let member = app.member()?;
     let state = member.state();
     let vm = resolve::vm(&state, &vm)?;
-    Ok(Json([1, 2].into_iter().map(|level| candidacy_at(&member, &state, vm, level)).collect::<Result<_, _>>()?))
+    Ok(Json([1, 2, 3].into_iter().map(|level| candidacy_at(&member, &state, vm, level)).collect::<Result<_, _>>()?))
 }
 
 /// What stands against protecting `vm` with `partner`.
@@ -103,9 +104,14 @@ fn against(member: &Member, state: &PoolState, vm: &Vm, level: Level, partner: &
     obstacles(&question, state).iter().map(ToString::to_string).collect()
 }
 
+/// The host that stays one of the VM's whatever its level.
+fn stays(vm: &Vm) -> Option<HostId> {
+    vm.authority.active.or_else(|| vm.hosts.first().copied())
+}
+
 fn candidacy_at(member: &Member, state: &PoolState, vm: &Vm, number: u8) -> Result<CandidacyView, ApiError> {
     let level = level(number)?;
-    let stays = vm.authority.active.or_else(|| vm.hosts.first().copied());
+    let stays = stays(vm);
     let mut reasons = Vec::new();
     let mut candidate = false;
     let partners: Vec<&PoolMember> = state.hosts().filter(|host| Some(host.id) != stays).collect();
@@ -118,14 +124,17 @@ fn candidacy_at(member: &Member, state: &PoolState, vm: &Vm, number: u8) -> Resu
         reasons.extend(found);
     }
     if candidate {
-        reasons = worth_knowing(state);
+        reasons = worth_knowing(state, level);
     }
     Ok(CandidacyView { level: number, candidate, reasons })
 }
 
 /// What is no obstacle and yet a person should know before protecting a VM.
-fn worth_knowing(state: &PoolState) -> Vec<String> {
+fn worth_knowing(state: &PoolState, level: Level) -> Vec<String> {
     let mut notes = Vec::new();
+    if level == Level::System {
+        notes.extend(state.hosts().filter_map(limitations));
+    }
     if state.hosts().any(|host| host.cpu.accelerator == "tcg") {
         notes.push("guests are emulated (TCG) on at least one host, so they are slow there".to_owned());
     }
@@ -152,7 +161,11 @@ pub async fn protect(
     if vm.level == level && vm.hosts == hosts {
         return Ok(Json(Done { notes: vec![format!("{} is at level {} already", vm.name, request.level)] }));
     }
-    for partner in state.hosts().filter(|host| hosts.contains(&host.id) && !vm.hosts.contains(&host.id)) {
+    // Level 3 asks more of a host than the lower levels, under which it may hold the VM already.
+    let stays = stays(vm);
+    let is_new = |host: &PoolMember| !vm.hosts.contains(&host.id) || level == Level::System;
+    let partners = state.hosts().filter(|host| hosts.contains(&host.id) && Some(host.id) != stays);
+    for partner in partners.filter(|host| is_new(host)) {
         if let Some(obstacle) = against(&member, &state, vm, level, partner).first() {
             return refuse(
                 ErrorCode::Refused,
@@ -162,7 +175,7 @@ pub async fn protect(
         }
     }
     member.propose(Command::VmPlace { id: vm.id, level, hosts }).await?;
-    let notes = if level == Level::Unprotected { Vec::new() } else { worth_knowing(&state) };
+    let notes = if level == Level::Unprotected { Vec::new() } else { worth_knowing(&state, level) };
     Ok(Json(Done { notes }))
 }
 
@@ -173,8 +186,7 @@ fn hosts_for(
     level: Level,
     wished: Option<&str>,
 ) -> Result<BTreeSet<HostId>, ApiError> {
-    let stays = vm.authority.active.or_else(|| vm.hosts.first().copied());
-    let Some(stays) = stays else {
+    let Some(stays) = stays(vm) else {
         return Err(ApiError::new(ErrorCode::Internal, format!("{} has no host", vm.name)));
     };
     if level == Level::Unprotected {

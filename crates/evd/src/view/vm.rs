@@ -12,7 +12,7 @@ use ev_core::authority::Power;
 use ev_core::ids::{DiskId, HostId};
 use ev_core::pool::{Compared, PoolState};
 use ev_core::report::{AmReport, Comparison, CopyProgress, DiskReport, GuestState, ReplicaState};
-use ev_core::vm::{Boot, Desired, Firmware, LibraryFile, Vm};
+use ev_core::vm::{Boot, Desired, Firmware, Level, LibraryFile, Vm};
 
 type Reports = BTreeMap<HostId, AmReport>;
 
@@ -38,6 +38,7 @@ pub fn vm_view(state: &PoolState, vm: &Vm, reports: &Reports) -> VmView {
         health: health(vm, power, &disks, reports),
         active: record.active.map(name),
         standby: record.standby.map(name),
+        memory: record.memory.map(name),
         hosts: vm.hosts.iter().map(|host| name(*host)).collect(),
         generation: record.generation.0,
         vcpus: vm.config.vcpus,
@@ -123,7 +124,8 @@ fn power(vm: &Vm, reports: &Reports) -> PowerState {
 
 fn health(vm: &Vm, power: PowerState, disks: &[DiskView], reports: &Reports) -> Health {
     let whole = disks.iter().all(|disk| disk.in_sync && disk.trouble.is_none())
-        && vm.hosts.iter().all(|host| reports.contains_key(host));
+        && vm.hosts.iter().all(|host| reports.contains_key(host))
+        && (vm.level != Level::System || vm.authority.memory.is_some() || vm.authority.power == Power::Off);
     match power {
         PowerState::Unknown | PowerState::Paused => Health::Down,
         PowerState::Starting => Health::Degraded,

@@ -39,7 +39,7 @@ impl Bench {
         bench.lease(0);
         bench.at(50, Event::Started);
         let held = AuthorityChange::MemoryHeld { host: H2 };
-        assert_eq!(bench.proposed(90, Event::MemoryHeld { host: H2 }), [held.clone()]);
+        assert_eq!(bench.proposed(90, Event::MemoryHeld { host: H2 }), std::slice::from_ref(&held));
         bench.state.must(bench.state.change(1, held));
         let told = bench.tell(100);
         assert_eq!(gates(&told), [Gate::Open]);
@@ -167,7 +167,7 @@ fn a_lost_standby_is_proposed_rather_than_its_memory() {
     bench.state.must(bench.state.change(1, AuthorityChange::MemoryHeld { host: H2 }));
     let record = Some(bench.state.record(1).clone());
     let lost = AuthorityChange::StandbyLost { host: H2 };
-    assert_eq!(bench.proposed(50, Event::ProposalAnswered { record }), [lost.clone()]);
+    assert_eq!(bench.proposed(50, Event::ProposalAnswered { record }), std::slice::from_ref(&lost));
     bench.state.must(bench.state.change(1, lost));
     let record = Some(bench.state.record(1).clone());
     assert_eq!(bench.proposed(60, Event::ProposalAnswered { record }), []);
