@@ -28,6 +28,7 @@ fn a_database_client_with_one_connection_sees_nothing_of_dying_hosts() {
         lab.kill(&active).expect("dies");
         load.wait_for_more(50, LIMIT);
         lab.start(&active).expect("starts");
+        system.protected_on(&other);
         asked = other;
     }
     let report = load.stop();

@@ -74,10 +74,10 @@ fn a_dead_standby_costs_redundancy_and_nothing_else() {
     system.goes_on(&stream);
     let blackout = stream.take_longest_gap();
     assert!(blackout < BLACKOUT_MAX, "{blackout:?}");
-    system.simplex(active);
+    let alone = system.simplex(active);
     system.goes_on(&stream);
     lab.start(standby).expect("starts");
-    system.protected(active);
+    system.protected_anew(active, &alone);
     // The redundancy is a true one.
     system.kill_active(&stream, active);
     system.unnoticed(stream, &[active, standby]);
@@ -92,9 +92,8 @@ fn levels_change_under_a_running_guest_and_its_connection() {
         system.goes_on(&stream);
         system.wait("h1", "the level", |view| view.level.to_string() == level);
     }
-    system.kill_active(&stream, "h1");
-    lab.start("h1").expect("starts");
-    system.protected("h2");
+    let gone_on = system.kill_active(&stream, "h1");
+    system.bring_back(&stream, &gone_on);
     system.pool.ok("h2", &["pvm-unprotect", system.vm, "--wait"]);
     system.goes_on(&stream);
     system.wait("h2", "one host to be left", |view| view.level == 0 && view.standby.is_none());

@@ -18,8 +18,7 @@ fn a_frozen_and_thawed_active_host_does_no_harm() {
     // What it had read and not sent, and what its guest does in its first moments, must not leave.
     lab.thaw(&gone_on.from).expect("thaws");
     system.goes_on(&stream);
-    let view = system.protected(&gone_on.to);
-    assert_eq!(view.active.as_deref(), Some(gone_on.to.as_str()));
+    system.protected_on(&gone_on.to);
     system.goes_on(&stream);
     assert_eq!(system.boot_id(), boot_id);
     // The switch never saw the guest at the old host again.
@@ -32,10 +31,10 @@ fn a_frozen_and_thawed_standby_does_no_harm() {
     let (system, stream) = System::tiny(&lab);
     lab.freeze("h2").expect("freezes");
     system.goes_on(&stream);
-    system.simplex("h1");
+    let alone = system.simplex("h1");
     lab.thaw("h2").expect("thaws");
     system.goes_on(&stream);
-    let view = system.protected("h1");
+    let view = system.protected_anew("h1", &alone);
     assert_eq!(view.active.as_deref(), Some("h1"));
     system.kill_active(&stream, "h1");
     system.unnoticed(stream, &["h1", "h2"]);
