@@ -85,6 +85,7 @@ impl Host {
         Client::new(Target::Local(self.socket()))
     }
 
+    #[allow(dead_code, reason = "not every test asks")]
     pub fn remote(&self, token: &str) -> Client {
         let address = std::net::SocketAddr::new(self.address, 7411);
         Client::new(Target::Remote { addresses: vec![address], token: token.parse().unwrap() })
