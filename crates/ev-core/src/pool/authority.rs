@@ -193,9 +193,12 @@ pub(super) fn standby(record: &Authority, hosts: &BTreeSet<HostId>) -> Option<Ho
 /// level or older hosts is known to hold an older record, and a late copy of it can't undo the newer one.
 pub(super) fn placed(vm: &Vm, level: Level, hosts: &BTreeSet<HostId>) -> Result<Authority, Refusal> {
     let mut record = vm.authority.clone();
-    let stays = level == Level::System && record.memory.is_some_and(|holder| hosts.contains(&holder));
-    if let Some(holder) = record.memory.filter(|_| !stays) {
-        lose_standby(&mut record, holder)?;
+    // The active host of a guest at level 3 may be ahead of the other one's disks, also before the memory is on record;
+    // at a lower level every replica that counts holds every acknowledged write. A last good one is ahead of nothing.
+    let leaves_system = vm.level == Level::System && level != Level::System && record.power != Power::Off;
+    let active = vm.authority.active;
+    for host in vm.hosts.iter().filter(|host| leaves_system && active != Some(**host)) {
+        lose_standby(&mut record, *host).ok();
     }
     for good in record.good.values_mut() {
         good.retain(|host| hosts.contains(host));

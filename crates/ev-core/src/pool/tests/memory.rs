@@ -145,13 +145,20 @@ fn what_was_written_before_a_clean_end_is_where_the_guest_ran() {
 
 #[test]
 fn another_level_or_other_hosts_end_it_with_the_standbys_disks() {
-    for (level, hosts) in [(Level::Component, vec![H1, H2]), (Level::Restart, vec![H1, H2])] {
-        let mut state = memory_held();
+    let both = [Level::Component, Level::Restart];
+    for (level, make) in
+        both.into_iter().flat_map(|level| [(level, memory_held as fn() -> PoolState), (level, running)])
+    {
+        let mut state = make();
         let before = state.generation(1);
-        state.must(place(1, level, &hosts));
+        state.must(place(1, level, &[H1, H2]));
         assert_eq!((state.generation(1), state.record(1).memory), (before.next(), None));
         assert_eq!(good(&state), [H1], "the other side lacks what was acknowledged since the last checkpoint");
     }
+    let mut state = running();
+    state.must(state.change(1, LOST(H1)));
+    state.must(place(1, Level::Component, &[H1, H2]));
+    assert_eq!(good(&state), [H2], "the last one stays");
     let mut state = memory_held();
     state.must(place(1, Level::Unprotected, &[H1]));
     assert_eq!((state.record(1).memory, good(&state)), (None, vec![H1]));
