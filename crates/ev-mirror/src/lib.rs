@@ -13,6 +13,6 @@ pub mod undo;
 
 pub use disk::{
     CloseError, CommandError, CreateError, Disk, DiskEvent, DiskRole, DiskSpec, Initial, LinkStream, LinkTls,
-    OpenError, RevertError, Reverted,
+    MarkError, OpenError, PendingMark, RevertError, Reverted,
 };
 pub use gate::Gate;

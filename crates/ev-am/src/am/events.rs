@@ -149,6 +149,13 @@ impl Am {
                 self.troubles.note(disk, text);
                 Stay::Yes
             }
+            event @ (DiskEvent::EpochStaged { .. }
+            | DiskEvent::EpochApplied { .. }
+            | DiskEvent::EpochsLost { .. }
+            | DiskEvent::AheadStuck { .. }) => {
+                tracing::debug!(?event, "a disk tells of an epoch");
+                Stay::Yes
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use ev_core::authority::{Authority, AuthorityChange, Power};
 use ev_core::availability::master::{Master, Path};
 use ev_core::ids::{DiskId, HostId, MacAddress, MemberId, NetworkId, PoolId, VmId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
+use ev_core::pool::{
+    Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped,
+};
 use ev_core::report::AmReport;
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, NicConfig, Vm, VmConfig};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};

@@ -126,7 +126,13 @@ fn coordinator(side: &Side) -> Result<()> {
                 Err(error) => eprintln!("coordinator: {error:#}"),
             },
             DiskEvent::LinkUp { .. } => linked = Instant::now(),
-            DiskEvent::ReplicaLost { .. } | DiskEvent::ReplicaGood { .. } | DiskEvent::Trouble { .. } => {}
+            DiskEvent::ReplicaLost { .. }
+            | DiskEvent::ReplicaGood { .. }
+            | DiskEvent::Trouble { .. }
+            | DiskEvent::EpochStaged { .. }
+            | DiskEvent::EpochApplied { .. }
+            | DiskEvent::EpochsLost { .. }
+            | DiskEvent::AheadStuck { .. } => {}
         }
     }
     Ok(())

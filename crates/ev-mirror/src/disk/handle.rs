@@ -1,6 +1,7 @@
 //! The AM's handle of a disk's thread.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,6 +29,7 @@ pub struct Disk {
     commands: SyncSender<Command>,
     wake: Arc<OwnedFd>,
     report: Arc<Mutex<DiskReport>>,
+    pub(super) bytes_ahead: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,9 +63,17 @@ impl Disk {
         let wake = Arc::new(wake);
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let report = Arc::new(Mutex::new(first_report(&spec)));
-        let shared = Shared { gate, report: Arc::clone(&report), events, commands: received, wake: Arc::clone(&wake) };
+        let bytes_ahead = Arc::new(AtomicU64::new(0));
+        let shared = Shared {
+            gate,
+            report: Arc::clone(&report),
+            events,
+            commands: received,
+            wake: Arc::clone(&wake),
+            bytes_ahead: Arc::clone(&bytes_ahead),
+        };
         let thread = start(spec, shared)?;
-        Ok(Self { commands, wake, report, thread: Some(thread) })
+        Ok(Self { commands, wake, report, bytes_ahead, thread: Some(thread) })
     }
 
     /// Brings a closed disk's replica back to what it held before a copy began, durably, or leaves one that only fell behind as
@@ -73,7 +83,7 @@ impl Disk {
         revert::revert(spec)
     }
 
-    fn send(&self, command: Command) -> Result<(), CommandError> {
+    pub(super) fn send(&self, command: Command) -> Result<(), CommandError> {
         self.commands.send(command).map_err(|_| CommandError)?;
         rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).map_err(|_| CommandError)?;
         Ok(())

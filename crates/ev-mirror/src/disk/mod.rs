@@ -4,12 +4,14 @@
 //! handle sends it commands and reads the last report. Decisions are `ev_core::mirror`'s.
 
 mod create;
+mod epochs;
 mod handle;
 mod link;
 mod revert;
 mod spec;
 mod thread;
 
+pub use epochs::{MarkError, PendingMark};
 pub use handle::{CloseError, CommandError, Disk};
 pub use link::{LinkStream, LinkTls};
 pub use revert::{RevertError, Reverted};

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::{DiskId, Generation, HostId, PoolId, VmId};
 
 use crate::metadata;
@@ -59,7 +60,7 @@ pub enum DiskRole {
 }
 
 /// What a disk's thread tells the AM. The same wish comes again, about once a second, until a record grants it or it
-/// no longer holds.
+/// no longer holds. What concerns epochs comes once, in order, and is kept while the channel is full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskEvent {
     /// Acknowledgements wait for a record without `host`'s replica: propose `AuthorityChange::ReplicaLost`.
@@ -73,6 +74,17 @@ pub enum DiskEvent {
     LinkUp { disk: DiskId },
     /// Something that a person should know; the text says what to do.
     Trouble { disk: DiskId, text: String },
+    /// All writes of this epoch to the disk are here, in memory. `flushed`: the guest asked in it that something be durable, so
+    /// it may be confirmed only when [`DiskEvent::EpochApplied`] comes.
+    EpochStaged { disk: DiskId, session: Session, epoch: Epoch, flushed: bool },
+    /// Everything up to this epoch is written, and durable up to the last flush of the guest in it.
+    EpochApplied { disk: DiskId, session: Session, epoch: Epoch },
+    /// This replica can't go on with the session: too much was staged, its storage failed, or a copy has begun. Nothing that was
+    /// not told to be applied will be.
+    EpochsLost { disk: DiskId, session: Session },
+    /// While writing ahead this host's replica failed, or a block of it can't be read. The guest's requests wait; they are
+    /// answered where the guest goes on from the standby's memory, or fail after a record without the standby.
+    AheadStuck { disk: DiskId, session: Session },
 }
 
 /// Why a disk was not created. Nothing that was there before is changed.

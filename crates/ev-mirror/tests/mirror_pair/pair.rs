@@ -201,7 +201,11 @@ impl Pair {
                 | DiskEvent::ReplicaGood { .. }
                 | DiskEvent::LinkDown { .. }
                 | DiskEvent::LinkUp { .. }
-                | DiskEvent::Trouble { .. } => continue,
+                | DiskEvent::Trouble { .. }
+                | DiskEvent::EpochStaged { .. }
+                | DiskEvent::EpochApplied { .. }
+                | DiskEvent::EpochsLost { .. }
+                | DiskEvent::AheadStuck { .. } => continue,
             };
             self.generation = self.generation.next();
             self.commit();

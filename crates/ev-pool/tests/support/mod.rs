@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ev_core::ids::{MemberId, NetworkId, PoolId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Severity};
+use ev_core::pool::{
+    Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Severity,
+};
 use ev_pool::{PoolNode, PoolNodeConfig, RaftTimes, Reconciled};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
 use ev_wire::peer::{PeerRequest, PeerResponse};

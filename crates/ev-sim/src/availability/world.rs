@@ -8,7 +8,9 @@ use ev_core::authority::{Authority, AuthorityChange};
 use ev_core::availability::keeper::{Action, Event, Gate};
 use ev_core::availability::master::Path;
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, NetworkId, PoolId, VmId};
-use ev_core::pool::{Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped};
+use ev_core::pool::{
+    Command, CpuFacts, Member, MemberKind, MemoryTracking, Network, Outcome, PoolInfo, PoolState, Refusal, Stamped,
+};
 use ev_core::report::{AmReport, EndCause};
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, Vm, VmConfig};
 use uuid::Uuid;

@@ -21,10 +21,12 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::Generation;
 use ev_core::mirror::{
     Action, Coordinator, Input, OpId, Record, Replica, ReplicaInput, Required, Settings, Trouble, Wish,
@@ -40,6 +42,7 @@ use self::partner::Link;
 use self::ring::{Completion, Ring, Tag};
 use self::slots::Slots;
 use self::store::Store;
+use super::epochs::MarkError;
 use super::link::LinkStream;
 use super::spec::{DiskEvent, DiskRole, DiskSpec, OpenError};
 use crate::buffer::{BufferPool, IoBuffer};
@@ -66,6 +69,19 @@ pub enum Command {
     Flush(SyncSender<bool>),
     /// End without a flush.
     End,
+    MarkEpoch {
+        session: Session,
+        epoch: Epoch,
+        marked: SyncSender<Result<(), MarkError>>,
+    },
+    EndAhead,
+    ApplyEpoch {
+        session: Session,
+        epoch: Epoch,
+    },
+    DiscardEpochs {
+        keep: Option<Session>,
+    },
 }
 
 /// An operation of a guest, of the engine, or of the partner.
@@ -92,6 +108,7 @@ pub struct Thread {
     events: SyncSender<DiskEvent>,
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
+    bytes_ahead: Arc<AtomicU64>,
     ring: Ring,
     pool: BufferPool,
     store: Store,
@@ -142,6 +159,7 @@ pub struct Shared {
     pub events: SyncSender<DiskEvent>,
     pub commands: Receiver<Command>,
     pub wake: Arc<OwnedFd>,
+    pub bytes_ahead: Arc<AtomicU64>,
 }
 
 impl Thread {
@@ -155,6 +173,7 @@ impl Thread {
             events: shared.events,
             commands: shared.commands,
             wake: shared.wake,
+            bytes_ahead: shared.bytes_ahead,
             ring: Ring::new().map_err(OpenError::Ring)?,
             pool: BufferPool::default(),
             store,
@@ -290,6 +309,10 @@ impl Thread {
                 self.control_flush(result);
             }
             Command::End => self.end(),
+            Command::MarkEpoch { marked, .. } => {
+                let _ = marked.try_send(Err(MarkError::NotInStep));
+            }
+            Command::EndAhead | Command::ApplyEpoch { .. } | Command::DiscardEpochs { .. } => {}
         }
     }
 
