@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -235,6 +235,11 @@ impl Disks {
 
     pub fn reports(&self) -> Vec<DiskReport> {
         self.slots.iter().map(Slot::report).collect()
+    }
+
+    /// The disks in service, for as long as they are.
+    pub fn handles(&self) -> Vec<(DiskId, Weak<Disk>)> {
+        self.slots.iter().map(|slot| (slot.spec.disk, slot.disk().map_or_else(Weak::new, Arc::downgrade))).collect()
     }
 
     pub fn ids(&self) -> Vec<DiskId> {

@@ -1,6 +1,7 @@
 //! `ev-am`: the Availability Manager, the process of one VM on one host.
 
 mod am;
+mod checkpoint;
 mod config;
 mod disks;
 mod durable;

@@ -30,10 +30,52 @@ pub enum ImageError {
     StateTooLong,
 }
 
+/// Memory that an image is made of: that of a QEMU that waits.
+pub trait ImageMemory: Send + fmt::Debug {
+    /// Name and pages of each block, in order.
+    fn blocks(&self) -> Vec<(String, u32)>;
+
+    /// Reads one page.
+    ///
+    /// # Errors
+    /// There is no such page, or it can't be read.
+    fn read(&self, page: PageNumber, into: &mut PageBytes) -> io::Result<()>;
+
+    /// Writes one page.
+    ///
+    /// # Errors
+    /// There is no such page, or it can't be written.
+    fn write(&self, page: PageNumber, bytes: &PageBytes) -> io::Result<()>;
+
+    /// The first page from `page` on and below `end`, in one block, that may hold anything but zeroes.
+    ///
+    /// # Errors
+    /// There is no such page.
+    fn next_data(&self, page: PageNumber, end: PageNumber) -> io::Result<Option<PageNumber>>;
+}
+
+impl ImageMemory for GuestMemory {
+    fn blocks(&self) -> Vec<(String, u32)> {
+        self.layout().blocks.into_iter().map(|block| (block.name, block.pages)).collect()
+    }
+
+    fn read(&self, page: PageNumber, into: &mut PageBytes) -> io::Result<()> {
+        self.read(page, into)
+    }
+
+    fn write(&self, page: PageNumber, bytes: &PageBytes) -> io::Result<()> {
+        self.write(page, bytes)
+    }
+
+    fn next_data(&self, page: PageNumber, end: PageNumber) -> io::Result<Option<PageNumber>> {
+        self.next_data(page, end)
+    }
+}
+
 /// The image. Behind a lock, as two threads write it: the first epoch is applied as it comes, the others by the [`Applier`].
 #[derive(Debug)]
 pub struct Image {
-    memory: GuestMemory,
+    memory: Box<dyn ImageMemory>,
     /// Whole pages; the last one may be longer than the state.
     state: Vec<u8>,
     state_bytes: usize,
@@ -44,11 +86,11 @@ impl Image {
     ///
     /// # Errors
     /// The memory can't be written.
-    pub fn new(memory: GuestMemory) -> Result<Self, ImageError> {
-        let image = Self { memory, state: Vec::new(), state_bytes: 0 };
+    pub fn new(memory: impl ImageMemory + 'static) -> Result<Self, ImageError> {
+        let image = Self { memory: Box::new(memory), state: Vec::new(), state_bytes: 0 };
         let mut first = 0;
-        for block in image.memory.layout().blocks {
-            let end = PageNumber(first + block.pages);
+        for (_, pages) in image.memory.blocks() {
+            let end = PageNumber(first + pages);
             let mut from = PageNumber(first);
             while from < end
                 && let Some(page) = image.memory.next_data(from, end)?

@@ -18,9 +18,11 @@ mod receive;
 mod shadow;
 mod ship;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod wire;
 
-pub use image::{Applier, ApplyError, Image, ImageError};
+pub use image::{Applier, ApplyError, Image, ImageError, ImageMemory};
 pub use lane::{LANE, LaneMessage, MemoryShape};
 pub use receive::{ReceiveError, Receiver, Staged, StagedNotice};
 pub use ship::{ShipCounters, ShipNotice, Shipper};

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ev_core::checkpoint::{Epoch, Session};
 use ev_vm::checkpoint::EpochBuffer;
-use ev_vm::ram::{GuestMemory, PAGE_BYTES, PageNumber, StagedPage};
+use ev_vm::ram::{GuestMemory, PAGE_BYTES, PageBytes, PageNumber, StagedPage};
 use ev_wire::frame::{Frame, FrameKind};
 use tokio::sync::mpsc;
 
@@ -85,16 +85,7 @@ impl Shipper {
     ) -> io::Result<Self> {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let counters = Arc::new(ShipCounters::default());
-        let sender = Sender {
-            session,
-            stream,
-            memory: Shadow::new(pages),
-            state: Shadow::new(state_pages()),
-            epoch: Epoch::FIRST,
-            hash: blake3::Hasher::new(),
-            body: Vec::with_capacity(BODY_BYTES_USUAL + ENTRY_BYTES_MAX),
-            counters: Arc::clone(&counters),
-        };
+        let sender = Sender::new(session, pages, stream, Arc::clone(&counters));
         std::thread::Builder::new().name("ship".to_owned()).spawn(move || run(sender, &queue, &notices))?;
         Ok(Self { jobs, counters, _cut: cut })
     }
@@ -143,7 +134,7 @@ fn run(mut sender: Sender, jobs: &Receiver<Job>, notices: &mpsc::Sender<ShipNoti
                 buffer.clear();
                 ShipNotice::Sent { session, buffer }
             }),
-            Job::Epoch(epoch, mut buffer) => sender.end(epoch, &buffer).map(|()| {
+            Job::Epoch(epoch, mut buffer) => sender.epoch(epoch, &buffer).map(|()| {
                 buffer.clear();
                 ShipNotice::Sent { session, buffer }
             }),
@@ -156,7 +147,7 @@ fn run(mut sender: Sender, jobs: &Receiver<Job>, notices: &mpsc::Sender<ShipNoti
     }
 }
 
-struct Sender {
+pub(crate) struct Sender {
     session: Session,
     stream: MemoryStream,
     memory: Shadow,
@@ -168,6 +159,19 @@ struct Sender {
 }
 
 impl Sender {
+    pub(crate) fn new(session: Session, pages: u32, stream: MemoryStream, counters: Arc<ShipCounters>) -> Self {
+        Self {
+            session,
+            stream,
+            memory: Shadow::new(pages),
+            state: Shadow::new(state_pages()),
+            epoch: Epoch::FIRST,
+            hash: blake3::Hasher::new(),
+            body: Vec::with_capacity(BODY_BYTES_USUAL + ENTRY_BYTES_MAX),
+            counters,
+        }
+    }
+
     /// The guest runs meanwhile; what it writes is found by the passes after this.
     fn fill(&mut self, memory: &GuestMemory) -> io::Result<()> {
         self.begin();
@@ -198,17 +202,25 @@ impl Sender {
     }
 
     fn pages(&mut self, buffer: &EpochBuffer) -> io::Result<()> {
+        let pages = buffer.pages.pages().map(|(number, page)| {
+            let bytes = match page {
+                StagedPage::Bytes(bytes) => bytes,
+                StagedPage::Zero => &[0; PAGE_BYTES],
+            };
+            (number.0, bytes)
+        });
+        self.pages_of(pages)
+    }
+
+    pub(crate) fn pages_of<'a>(&mut self, pages: impl Iterator<Item = (u32, &'a PageBytes)>) -> io::Result<()> {
         self.begin();
-        for (number, page) in buffer.pages.pages() {
-            match page {
-                StagedPage::Bytes(bytes) => self.page(number.0, bytes)?,
-                StagedPage::Zero => self.page(number.0, &[0; PAGE_BYTES])?,
-            }
+        for (number, page) in pages {
+            self.page(number, page)?;
         }
         self.send(wire::PAGES)
     }
 
-    fn page(&mut self, number: u32, new: &[u8; PAGE_BYTES]) -> io::Result<()> {
+    fn page(&mut self, number: u32, new: &PageBytes) -> io::Result<()> {
         let old = self.memory.page(number).ok_or(io::ErrorKind::InvalidInput)?;
         let before = self.body.len();
         entry::encode(number, old, new, &mut self.body);
@@ -241,13 +253,18 @@ impl Sender {
         self.send(wire::STATE)
     }
 
-    fn end(&mut self, epoch: Epoch, buffer: &EpochBuffer) -> io::Result<()> {
+    fn epoch(&mut self, epoch: Epoch, buffer: &EpochBuffer) -> io::Result<()> {
         if epoch != self.epoch {
             return Err(io::Error::other(format!("epoch {epoch} was to be sent where {} was due", self.epoch)));
         }
         self.pages(buffer)?;
-        self.device_state(&buffer.device_state)?;
-        let state_bytes = u32::try_from(buffer.device_state.len()).map_err(io::Error::other)?;
+        self.end(&buffer.device_state)
+    }
+
+    pub(crate) fn end(&mut self, device_state: &[u8]) -> io::Result<()> {
+        self.device_state(device_state)?;
+        let epoch = self.epoch;
+        let state_bytes = u32::try_from(device_state.len()).map_err(io::Error::other)?;
         let hash = *self.hash.finalize().as_bytes();
         let end = End { session: self.session, epoch, state_bytes, hash };
         let frame = Frame::of(wire::END, &end).map_err(io::Error::other)?;

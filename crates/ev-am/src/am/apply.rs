@@ -10,6 +10,7 @@ use ev_net::OutputHold;
 use ev_vm::{GuestPaths, GuestSpec};
 
 use super::{Am, RunningGuest, Stay};
+use crate::checkpoint::active::Origin;
 use crate::guest::GuestTask;
 use crate::links::{Links, LinksSpec, Side};
 use crate::nics::Nics;
@@ -34,12 +35,9 @@ impl Am {
         for action in actions {
             match action {
                 Action::Gate(state) => self.set_gate(state),
-                Action::SetRoles { role, .. } => self.set_roles(role),
+                Action::SetRoles { role, .. } => self.set_roles(role).await,
                 Action::Start { since } => self.start(since).await,
-                Action::Continue { since } => {
-                    let why = "this host does not hold the guest's memory: it is started from its disks instead";
-                    self.flush_then_end(since, EndCause::StartFailed(why.into()));
-                }
+                Action::Continue { since } => self.go_on(since).await,
                 Action::PowerDown => self.with_guest(|guest| guest.task.powerdown()),
                 Action::Pause => {
                     tracing::warn!("the lease ran out: the guest is paused");
@@ -79,11 +77,14 @@ impl Am {
         }
     }
 
-    pub(super) fn set_roles(&mut self, role: Role) {
+    pub(super) async fn set_roles(&mut self, role: Role) {
         let vm = self.keeper.vm();
         tracing::info!(generation = %vm.authority.generation, ?role, power = ?vm.authority.power, "acting on a record");
+        // Before the disks change their role: what of it was decided is applied, and the old active side has no say any more.
+        self.leave_standby(role).await;
         self.act_on_disks();
         self.role = Some(role);
+        self.become_standby(role);
         self.set_links(role);
     }
 
@@ -94,6 +95,7 @@ impl Am {
             let sent = self.master.propose(self.config.vm_id, vm.authority.generation, change.clone());
             tracing::warn!(?change, sent, "a replica on this host is lost; asking for a record without it");
         }
+        self.hand_over_disks();
     }
 
     /// The active side dials, the other one accepts; without a partner there are no links.
@@ -132,10 +134,14 @@ impl Am {
         tracing::info!(%since, "starting the guest");
         let paths = self.guest_paths();
         let gate = Arc::clone(&self.gate);
-        let nics = Nics::connect(self.vm(), &paths, Arc::new(move || gate.is_open()), OutputHold::new()).await;
-        let spec = GuestSpec::of_vm(self.vm(), paths, &self.config.qemu_user);
+        let hold = OutputHold::new();
+        let nics = Nics::connect(self.vm(), &paths, Arc::new(move || gate.is_open()), Arc::clone(&hold)).await;
+        let mut spec = GuestSpec::of_vm(self.vm(), paths, &self.config.qemu_user);
+        if let Err(why) = super::level3::track_memory(&mut spec) {
+            tracing::warn!(why, "the guest's memory can't be tracked, so that this start of it can't be at Level 3");
+        }
         let task = GuestTask::start(since, self.qemu.clone(), spec, self.outbox.guest.clone());
-        self.guest = Some(RunningGuest { task, nics, accelerator: None, ending: None });
+        self.guest = Some(RunningGuest::new(task, nics, hold, Origin::Begun));
     }
 
     fn ready_to_start(&self, since: Generation) -> Result<(), String> {
@@ -153,11 +159,14 @@ impl Am {
         }
     }
 
-    fn end(&mut self, cause: EndCause) {
+    pub(super) fn end(&mut self, cause: EndCause) {
         tracing::warn!(?cause, "ending the guest");
-        if let Some(guest) = &mut self.guest {
-            guest.ending = Some(cause);
-            guest.task.kill();
+        match &mut self.guest {
+            Some(guest) => {
+                guest.ending = Some(cause);
+                guest.task.kill();
+            }
+            None => self.end_wanted = Some(cause),
         }
     }
 

@@ -9,6 +9,7 @@ use ev_wire::am::{AmAnswer, AmCall};
 use ev_wire::peer::{Directive, ProposeRefusal};
 
 use super::{Am, Event, Stay, TICKS_PER_DISK_REPAIR, TICKS_PER_LOOK};
+use crate::checkpoint::waiting::DiskNotice;
 use crate::guest::GuestNotice;
 use crate::links::{Channel, LinkNotice};
 use crate::local::LocalCall;
@@ -35,6 +36,14 @@ impl Am {
             Event::Guest((since, notice)) => self.on_guest(since, notice).await,
             Event::Disk(event) => self.on_disk(event).await,
             Event::Local(call) => self.on_local(call).await,
+            Event::Level3(notice) => self.on_level3(notice).await,
+            Event::StreamWanted(channel) => {
+                if let Some(links) = &self.links {
+                    links.stream_down(channel);
+                }
+                Stay::Yes
+            }
+            Event::WentOn { since, result } => self.went_on(since, result).await,
             Event::Flushed { since, cause, clean } => self.ended(since, cause, clean).await,
             Event::Tick => self.tick().await,
             Event::Terminate => self.terminate(),
@@ -73,7 +82,9 @@ impl Am {
                     self.disks.link(disk, *stream, partner);
                 }
             }
-            LinkNotice::Stream { channel: Channel::Lane | Channel::Memory, stream } => drop(stream),
+            LinkNotice::Stream { channel: channel @ (Channel::Lane | Channel::Memory), stream } => {
+                self.level3_stream(channel, stream);
+            }
             LinkNotice::PartnerHeard(heard) => {
                 self.partner_heard = heard;
                 if heard {
@@ -95,7 +106,7 @@ impl Am {
             return Stay::Yes;
         }
         match notice {
-            GuestNotice::Up { pid, accelerator, running } => self.on_up(pid, accelerator, running).await,
+            GuestNotice::Up { guest, accelerator, running } => self.on_up(guest, accelerator, running).await,
             GuestNotice::StartFailed(why) => {
                 tracing::error!(%since, why, "QEMU could not be started");
                 self.guest = None;
@@ -108,13 +119,20 @@ impl Am {
                 let ending = self.guest.take().and_then(|guest| guest.ending);
                 let cause = ending.unwrap_or_else(|| cause_of(exit, shutdown.as_ref(), &log));
                 tracing::info!(%since, ?exit, ?shutdown, ?cause, "the guest has ended");
+                if matches!(cause, EndCause::Crashed(_)) && self.standby_may_go_on() {
+                    // Nothing is to be flushed: what was written since the standby's last checkpoint has not been.
+                    return self.ended(since, cause, false).await;
+                }
+                self.end_ahead();
                 self.flush_then_end(since, cause);
                 Stay::Yes
             }
         }
     }
 
-    async fn on_up(&mut self, pid: u32, accelerator: Option<String>, running: bool) -> Stay {
+    async fn on_up(&mut self, up: ev_vm::Guest, accelerator: Option<String>, running: bool) -> Stay {
+        let pid = up.pid();
+        self.begin_level3(up);
         let Some(guest) = &mut self.guest else { return Stay::Yes };
         tracing::info!(pid, ?accelerator, running, "QEMU runs");
         crate::priority::lower(pid);
@@ -135,6 +153,7 @@ impl Am {
             }
             DiskEvent::ReplicaLost { .. } | DiskEvent::ReplicaGood { .. } => Stay::Yes,
             DiskEvent::LinkDown { disk } => {
+                self.level3_disk_link_down();
                 if let Some(links) = &self.links {
                     links.stream_down(Channel::Disk(disk));
                 }
@@ -144,16 +163,21 @@ impl Am {
                 tracing::info!(%disk, "the disk is linked to the partner");
                 Stay::Yes
             }
+            DiskEvent::EpochStaged { disk, session, epoch, flushed } => {
+                self.on_epoch(DiskNotice::Staged { disk, session, epoch, flushed });
+                Stay::Yes
+            }
+            DiskEvent::EpochApplied { disk, session, epoch } => {
+                self.on_epoch(DiskNotice::Applied { disk, session, epoch });
+                Stay::Yes
+            }
+            DiskEvent::EpochsLost { disk, session } => {
+                self.on_epoch(DiskNotice::Lost { disk, session });
+                Stay::Yes
+            }
             DiskEvent::Trouble { disk, text } => {
                 tracing::warn!(%disk, text, "a disk is in trouble");
                 self.troubles.note(disk, text);
-                Stay::Yes
-            }
-            event @ (DiskEvent::EpochStaged { .. }
-            | DiskEvent::EpochApplied { .. }
-            | DiskEvent::EpochsLost { .. }
-            | DiskEvent::AheadStuck { .. }) => {
-                tracing::debug!(?event, "a disk tells of an epoch");
                 Stay::Yes
             }
         }

@@ -9,6 +9,7 @@
 
 mod apply;
 mod events;
+mod level3;
 mod report;
 mod setup;
 
@@ -21,15 +22,18 @@ use ev_core::report::EndCause;
 use ev_core::vm::Vm;
 use ev_mirror::gate::boot_time;
 use ev_mirror::{DiskEvent, Gate};
+use ev_net::OutputHold;
 use ev_vm::Qemu;
 use ev_wire::am::AmConfig;
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Interval;
 
+use crate::checkpoint::active::{Active, ActiveNotice, Origin, Wish};
+use crate::checkpoint::waiting::{TakenOver, Waiting};
 use crate::disks::{Disks, Troubles};
 use crate::guest::{self, GuestTask};
-use crate::links::{LinkNotice, Links, Tls};
+use crate::links::{Channel, LinkNotice, Links, Tls};
 use crate::local::LocalCall;
 use crate::master::{MasterLink, MasterNotice};
 use crate::nics::Nics;
@@ -52,6 +56,15 @@ enum Event {
     Guest(guest::Notice),
     Disk(DiskEvent),
     Local(LocalCall),
+    /// Of the checkpoints of the guest that runs here.
+    Level3(ActiveNotice),
+    /// The standby's side of Level 3 wants this stream anew.
+    StreamWanted(Channel),
+    /// Going on from memory came to its end.
+    WentOn {
+        since: Generation,
+        result: Result<Box<WentOn>, String>,
+    },
     /// After the guest's end: the disks were flushed, or not.
     Flushed {
         since: Generation,
@@ -79,6 +92,9 @@ struct Inbox {
     disks: mpsc::Receiver<DiskEvent>,
     local: mpsc::Receiver<LocalCall>,
     flushed: mpsc::Receiver<(Generation, EndCause, bool)>,
+    level3: mpsc::Receiver<ActiveNotice>,
+    wanted: mpsc::Receiver<Channel>,
+    went_on: mpsc::Receiver<(Generation, Result<Box<WentOn>, String>)>,
     tick: Interval,
     terminate: Signal,
     interrupt: Signal,
@@ -89,6 +105,15 @@ struct Outbox {
     links: mpsc::Sender<LinkNotice>,
     guest: mpsc::Sender<guest::Notice>,
     flushed: mpsc::Sender<(Generation, EndCause, bool)>,
+    level3: mpsc::Sender<ActiveNotice>,
+    wanted: mpsc::Sender<Channel>,
+    went_on: mpsc::Sender<(Generation, Result<Box<WentOn>, String>)>,
+}
+
+/// A guest that goes on here.
+struct WentOn {
+    guest: ev_vm::Guest,
+    times: ev_vm::checkpoint::ResumeTimes,
 }
 
 struct Am {
@@ -103,6 +128,14 @@ struct Am {
     links: Option<Links>,
     qemu: Qemu,
     guest: Option<RunningGuest>,
+    /// While this host is the standby of a guest at Level 3.
+    waiting: Option<Waiting>,
+    /// A takeover has begun; what it finds comes here.
+    taking_over: Option<oneshot::Receiver<Result<TakenOver, String>>>,
+    /// NICs that are connected for a guest that is about to go on here.
+    ready_nics: Option<(Nics, Arc<OutputHold>)>,
+    /// The guest that is about to go on here is to be ended at once.
+    end_wanted: Option<EndCause>,
     learned: Learned,
     troubles: Troubles,
     /// The role that was acted on last.
@@ -117,6 +150,11 @@ struct Am {
 struct RunningGuest {
     task: GuestTask,
     nics: Nics,
+    /// Level 3's output commit.
+    hold: Arc<OutputHold>,
+    level3: Option<Active>,
+    wish: Option<Wish>,
+    origin: Origin,
     accelerator: Option<String>,
     /// Why it is being ended, if it is.
     ending: Option<EndCause>,
@@ -139,6 +177,7 @@ impl Am {
         let mut actions = Vec::new();
         self.keeper.step(boot_time(), event, &mut actions);
         let stay = self.apply(actions).await;
+        self.settle_level3();
         self.publish();
         if self.keeper.guest_state() != before {
             tracing::info!(guest = ?self.keeper.guest_state(), "the guest's state changed");
@@ -164,6 +203,9 @@ impl Inbox {
             Some(notice) = self.guest.recv() => Event::Guest(notice),
             Some(event) = self.disks.recv() => Event::Disk(event),
             Some(notice) = self.links.recv() => Event::Links(notice),
+            Some((since, result)) = self.went_on.recv() => Event::WentOn { since, result },
+            Some(notice) = self.level3.recv() => Event::Level3(notice),
+            Some(channel) = self.wanted.recv() => Event::StreamWanted(channel),
             Some((since, cause, clean)) = self.flushed.recv() => Event::Flushed { since, cause, clean },
             Some(call) = self.local.recv() => Event::Local(call),
             _ = self.tick.tick() => Event::Tick,

@@ -15,7 +15,7 @@ impl Am {
             guest: self.keeper.guest_state(),
             disks: self.disks.reports(),
             accelerator: self.guest.as_ref().and_then(|guest| guest.accelerator.clone()),
-            level3: None,
+            level3: self.level3_report(),
             troubles: self.troubles(),
         }
     }

@@ -11,8 +11,7 @@ use ev_core::ids::Generation;
 use ev_core::report::GuestState;
 use ev_mirror::gate::boot_time;
 use ev_mirror::{DiskEvent, Gate};
-use ev_net::OutputHold;
-use ev_vm::{Guest, Qemu};
+use ev_vm::{Guest, Qemu, RunState};
 use ev_wire::am::AmConfig;
 use ev_wire::identity::Identity;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +53,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     if am.take_up().await == Stay::Yes {
         am.work().await;
     }
+    am.end_standby().await;
     // The answer to a call that ended this process is still on its way.
     tokio::time::sleep(LAST_ANSWER_TIME).await;
     tracing::info!("ev-am ends");
@@ -84,6 +84,9 @@ impl Am {
         let (links_sender, links_queue) = mpsc::channel(EVENTS_MAX);
         let (guest_sender, guest_queue) = guest::notices();
         let (flushed_sender, flushed_queue) = mpsc::channel(1);
+        let (level3_sender, level3_queue) = mpsc::channel(EVENTS_MAX);
+        let (wanted_sender, wanted_queue) = mpsc::channel(EVENTS_MAX);
+        let (went_on_sender, went_on_queue) = mpsc::channel(1);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let inbox = Inbox {
@@ -93,6 +96,9 @@ impl Am {
             disks: bridge(disk_events)?,
             local,
             flushed: flushed_queue,
+            level3: level3_queue,
+            wanted: wanted_queue,
+            went_on: went_on_queue,
             tick,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -112,11 +118,22 @@ impl Am {
             master,
             links: None,
             guest: None,
+            waiting: None,
+            taking_over: None,
+            ready_nics: None,
+            end_wanted: None,
             troubles: Troubles::default(),
             role: None,
             partner_heard: false,
             inbox,
-            outbox: Outbox { links: links_sender, guest: guest_sender, flushed: flushed_sender },
+            outbox: Outbox {
+                links: links_sender,
+                guest: guest_sender,
+                flushed: flushed_sender,
+                level3: level3_sender,
+                wanted: wanted_sender,
+                went_on: went_on_sender,
+            },
             ticks: 0,
         })
     }
@@ -155,6 +172,10 @@ impl Am {
                 None
             }
         };
+        let guest = match guest {
+            Some(guest) => without_waiting(guest).await,
+            None => None,
+        };
         Left { marker, guest }
     }
 
@@ -163,11 +184,12 @@ impl Am {
     async fn take_up_guest(&mut self, since: Generation, guest: Guest) -> Stay {
         tracing::info!(%since, pid = guest.pid(), "taking up the guest of an earlier ev-am");
         let gate = Arc::clone(&self.gate);
+        let (hold, origin) = self.hold_of_taken_up();
         let nics =
-            Nics::connect(self.vm(), &self.guest_paths(), Arc::new(move || gate.is_open()), OutputHold::new()).await;
+            Nics::connect(self.vm(), &self.guest_paths(), Arc::new(move || gate.is_open()), Arc::clone(&hold)).await;
         let task = GuestTask::attach(since, guest, self.outbox.guest.clone());
-        self.guest = Some(RunningGuest { task, nics, accelerator: None, ending: None });
-        let Some((_, GuestNotice::Up { running, accelerator, .. })) = self.inbox.guest.recv().await else {
+        self.guest = Some(RunningGuest::new(task, nics, hold, origin));
+        let Some((_, GuestNotice::Up { running, accelerator, guest: up })) = self.inbox.guest.recv().await else {
             // It ended in this very moment: then it counts as any guest that was started here and is gone.
             self.guest = None;
             return self.step(keeper::Event::Tick).await;
@@ -175,6 +197,7 @@ impl Am {
         if let Some(guest) = &mut self.guest {
             guest.accelerator = accelerator;
         }
+        self.begin_level3(up);
         let paused = if running { keeper::Paused::No } else { keeper::Paused::Yes };
         let (now, mut actions) = (boot_time(), Vec::new());
         if let Ok(Some(MasterNotice::Directive { asked_at, directive })) =
@@ -190,6 +213,22 @@ impl Am {
         self.publish();
         stay
     }
+}
+
+/// A QEMU that an earlier process had wait for the guest's memory is of no use any more: it is ended.
+async fn without_waiting(guest: Guest) -> Option<Guest> {
+    let status = async { guest.qmp().await?.status().await };
+    let waits =
+        matches!(timeout(FIRST_LEASE_WAIT, status).await, Ok(Ok(RunState::Other(state))) if state == "inmigrate");
+    if !waits {
+        return Some(guest);
+    }
+    tracing::info!(pid = guest.pid(), "ending a QEMU that waited for an earlier ev-am");
+    if let Err(error) = guest.kill() {
+        tracing::error!(pid = guest.pid(), %error, "cannot end a waiting QEMU; end it by hand");
+    }
+    guest.exited().await;
+    None
 }
 
 /// What the marker says; a damaged one counts as started under the present record, so that a new one is needed.

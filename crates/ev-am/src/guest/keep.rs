@@ -59,7 +59,7 @@ pub async fn start(
             if kill {
                 kill_now(&guest);
             }
-            let up = GuestNotice::Up { pid: guest.pid(), accelerator: Some(accelerator), running: true };
+            let up = GuestNotice::Up { guest: guest.clone(), accelerator: Some(accelerator), running: true };
             let _ = notices.send((since, up)).await;
             keep(since, guest, wish, orders, notices).await;
         }
@@ -83,7 +83,7 @@ pub async fn attached(since: Generation, guest: Guest, orders: mpsc::Receiver<Or
         )) => true,
     };
     let accelerator = tokio::time::timeout(STATUS_WAIT, accelerator_of(&guest)).await.ok().flatten();
-    let up = GuestNotice::Up { pid: guest.pid(), accelerator, running };
+    let up = GuestNotice::Up { guest: guest.clone(), accelerator, running };
     let _ = notices.send((since, up)).await;
     keep(since, guest, None, orders, notices).await;
 }

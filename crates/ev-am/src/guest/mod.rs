@@ -25,10 +25,10 @@ enum Order {
 }
 
 /// What became of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum GuestNotice {
     /// QEMU runs and answers; `running`: the guest's processors do too.
-    Up { pid: u32, accelerator: Option<String>, running: bool },
+    Up { guest: Guest, accelerator: Option<String>, running: bool },
     /// QEMU could not be started; none is left.
     StartFailed(String),
     /// The processors stand still.

@@ -79,6 +79,16 @@ pub fn decide(op: OpId, required: Required, local: Leg, partner: Leg) -> Decisio
     }
 }
 
+/// The decision while this side writes ahead (Level 3): what comes of the guest's write is held back until the partner has its epoch, so
+/// this replica is all that the guest itself waits for. If it fails the guest waits too: it goes on from the partner's.
+#[must_use]
+pub fn decide_ahead(op: OpId, local: Leg) -> Decision {
+    match local {
+        Leg::Done => Decision::Acknowledge(Proof { op }),
+        Leg::Unneeded | Leg::Todo | Leg::Running | Leg::Failed => Decision::Wait,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! What the engines are told and what they ask for: operations, link messages, actions.
 
+use crate::checkpoint::{Epoch, Session};
 use crate::ids::{Generation, HostId};
 
 use super::acknowledge::Proof;
@@ -147,6 +148,13 @@ pub enum Message {
         op: OpId,
         current: Generation,
     },
+
+    /// (Level 3) All writes and flushes up to here belong to this epoch or earlier ones. After a session's first one the
+    /// receiver keeps what comes aside until it is told that its epoch is complete.
+    EpochEnd {
+        session: Session,
+        epoch: Epoch,
+    },
 }
 
 /// What is to be done on this host's replica.
@@ -199,6 +207,10 @@ pub enum CloseReason {
     CopyAgain,
     #[error("this side's role in the record has changed")]
     RoleChanged,
+    #[error("checkpoints are given up; the partner's replica is brought in step anew")]
+    EpochsOver,
+    #[error("epochs of a checkpointed guest are kept here until it is known that nobody goes on from them")]
+    EpochsKept,
 }
 
 /// What a person should know.
@@ -272,4 +284,25 @@ pub enum Action {
     Trouble(Trouble),
     /// The comparison that was asked for is over.
     Verified(Verified),
+    /// (Level 3) The coordinator has put the end of the epoch behind all that was written; or it can't write ahead now.
+    Marked {
+        session: Session,
+        epoch: Epoch,
+        ok: bool,
+    },
+    /// (Level 3) The replica has all of this epoch; whether the guest flushed in it.
+    EpochStaged {
+        session: Session,
+        epoch: Epoch,
+        flushed: bool,
+    },
+    /// (Level 3) The replica holds what the guest wrote up to the end of this epoch, durably as far as it flushed.
+    EpochApplied {
+        session: Session,
+        epoch: Epoch,
+    },
+    /// (Level 3) The replica can't follow the session any more.
+    EpochsLost {
+        session: Session,
+    },
 }

@@ -131,8 +131,7 @@ fn coordinator(side: &Side) -> Result<()> {
             | DiskEvent::Trouble { .. }
             | DiskEvent::EpochStaged { .. }
             | DiskEvent::EpochApplied { .. }
-            | DiskEvent::EpochsLost { .. }
-            | DiskEvent::AheadStuck { .. } => {}
+            | DiskEvent::EpochsLost { .. } => {}
         }
     }
     Ok(())

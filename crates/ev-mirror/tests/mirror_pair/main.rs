@@ -2,6 +2,7 @@
 
 mod bad_peers;
 mod client;
+mod epochs;
 mod pair;
 mod real_clients;
 mod reflink;

@@ -84,6 +84,19 @@ impl Side {
         self.spec.nbd_socket.clone().unwrap()
     }
 
+    /// Takes its events until one is as wanted.
+    pub fn until_event(&self, what: &str, wanted: impl Fn(&DiskEvent) -> bool) -> DiskEvent {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        let events = self.events.as_ref().expect("the disk is open");
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = events.recv_timeout(left).unwrap_or_else(|_| panic!("{what} in time"));
+            if wanted(&event) {
+                return event;
+            }
+        }
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.spec.replica).unwrap()
     }
@@ -204,8 +217,7 @@ impl Pair {
                 | DiskEvent::Trouble { .. }
                 | DiskEvent::EpochStaged { .. }
                 | DiskEvent::EpochApplied { .. }
-                | DiskEvent::EpochsLost { .. }
-                | DiskEvent::AheadStuck { .. } => continue,
+                | DiskEvent::EpochsLost { .. } => continue,
             };
             self.generation = self.generation.next();
             self.commit();

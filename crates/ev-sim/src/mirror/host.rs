@@ -299,6 +299,8 @@ fn for_replica(input: Input) -> Option<ReplicaInput> {
         | Input::Record(_)
         | Input::Tick
         | Input::Verify { .. }
+        | Input::MarkEpoch { .. }
+        | Input::EndAhead
         | Input::Tidy => None,
     }
 }

@@ -437,6 +437,10 @@ impl World {
                     process.data.remove(&op);
                 }
             }
+            Action::Marked { .. }
+            | Action::EpochStaged { .. }
+            | Action::EpochApplied { .. }
+            | Action::EpochsLost { .. } => unreachable!("no checkpoints are taken here"),
             Action::Local { .. } | Action::Commit(_) | Action::Superblock(_) => {
                 unreachable!("kept by the process")
             }

@@ -154,7 +154,8 @@ impl Coordinator {
             copier.bytes_per_s = bytes_per_s;
             return;
         }
-        if self.copier.is_some() || !matches!(self.partner.link, Link::InStep) || self.local.failed {
+        let in_step = matches!(self.partner.link, Link::InStep) && self.ahead.is_none();
+        if self.copier.is_some() || !in_step || self.local.failed {
             let nothing = Verified { compared_bytes: 0, different_bytes: 0, repaired_bytes: 0, complete: false };
             out.push(Action::Verified(nothing));
             return;

@@ -3,8 +3,9 @@
 //! It is driven by levels, not edges: each input changes what is known, and then `advance` does all that has
 //! become possible. One file per concern: `ops` an operation's way, `record` authority records, `partner` the link,
 //! `prepare` the way to a copy, `copy` the copy, `own` the way back of this host's own replica, `settle` flushes and the
-//! write-intent log.
+//! write-intent log, `ahead` Level 3's way of writing.
 
+mod ahead;
 mod copy;
 mod op;
 mod ops;
@@ -19,6 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::ahead::Ahead;
 use self::copy::Copier;
 use self::op::Op;
 use self::own::Own;
@@ -29,6 +31,7 @@ use super::extent::Extent;
 use super::lock::RangeLocks;
 use super::message::{Action, BlockHash, Message, OpId, Source, Trouble, Verified, Wish, Write};
 use super::superblock::LocalReplica;
+use crate::checkpoint::{Epoch, Session};
 use crate::ids::{Generation, HostId};
 use crate::report::{CopyProgress, ReplicaState};
 use crate::time::Instant;
@@ -89,6 +92,13 @@ pub enum Input {
     },
     /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
     Tidy,
+    /// (Level 3) The guest stands still at the end of this epoch. Answered by [`Action::Marked`].
+    MarkEpoch {
+        session: Session,
+        epoch: Epoch,
+    },
+    /// (Level 3) The guest's output is held back no longer: acknowledgements wait for whom the record calls good.
+    EndAhead,
 }
 
 /// Times and limits.
@@ -122,6 +132,8 @@ pub struct Coordinator {
     copier: Option<Copier>,
     last_copy: Option<CopyProgress>,
     own: Own,
+    /// (Level 3) The guest's writes are acknowledged before the partner has them.
+    ahead: Option<Ahead>,
     /// Whether the guest has had an answer from us.
     served: bool,
     told: Told,
@@ -161,6 +173,7 @@ impl Coordinator {
             copier: None,
             last_copy: None,
             own: Own::new(),
+            ahead: None,
             served: false,
             told: Told::default(),
         }
@@ -186,6 +199,8 @@ impl Coordinator {
             Input::Tick => self.tick(out),
             Input::Verify { repair, bytes_per_s } => self.start_verify(repair, bytes_per_s, out),
             Input::Tidy => self.thin_out(0),
+            Input::MarkEpoch { session, epoch } => self.mark_epoch(session, epoch, out),
+            Input::EndAhead => self.end_ahead(out),
         }
         self.advance(out);
         let answers = |action: &Action| matches!(action, Action::Acknowledge(_) | Action::Answer { .. });
@@ -237,7 +252,7 @@ impl Coordinator {
     /// Number of the guest's operations under way.
     #[must_use]
     pub fn guest_ops_in_flight(&self) -> usize {
-        self.ops.values().filter(|op| op.task.is_guests()).count()
+        self.ops.values().filter(|op| op.task.is_guests() && !op.acknowledged).count()
     }
 
     /// Changes the rate of copies from now on.
@@ -260,7 +275,7 @@ impl Coordinator {
             Some(Source::Local)
         } else {
             // One that has everything without counting may have more than that, which the next guest would not find again.
-            (record.good.partner && self.partner.has_everything()).then_some(Source::Partner)
+            (record.good.partner && self.partner_has_everything()).then_some(Source::Partner)
         }
     }
 

@@ -73,11 +73,13 @@ pub(super) struct Op {
     pub partner: Leg,
     /// For flushes: writes of this and earlier epochs are covered.
     pub epoch: u64,
+    /// The guest was told, although the partner has not done it: it was written ahead.
+    pub acknowledged: bool,
 }
 
 impl Op {
     pub fn new(task: Task, stage: Stage) -> Self {
-        Self { task, stage, local: Leg::Unneeded, partner: Leg::Unneeded, epoch: 0 }
+        Self { task, stage, local: Leg::Unneeded, partner: Leg::Unneeded, epoch: 0, acknowledged: false }
     }
 
     pub fn is_running_locally(&self) -> bool {

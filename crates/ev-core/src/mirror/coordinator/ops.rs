@@ -1,6 +1,6 @@
 //! The way of a guest's operation: queued behind what overlaps, marked in the log, started on both replicas, acknowledged.
 
-use super::super::acknowledge::{Decision, Leg, decide};
+use super::super::acknowledge::{Decision, Leg, decide, decide_ahead};
 use super::super::extent::Extent;
 use super::super::lock::Turn;
 use super::super::message::{Action, Durability, LocalIo, Message, OpId, Outcome, Source, Trouble, Write, WriteKind};
@@ -124,7 +124,11 @@ impl Coordinator {
     fn start_legs(&self, op: OpId, message: &Message, io: LocalIo, out: &mut Vec<Action>) -> (Leg, Leg) {
         let partner = if self.partner.takes_part() {
             out.push(Action::Send(message.clone()));
-            Leg::Running
+            // A write that is kept aside is not answered; its epoch is.
+            let kept_aside = self.sends_ahead() && matches!(message, Message::Write { .. });
+            if kept_aside { Leg::Unneeded } else { Leg::Running }
+        } else if self.ahead.is_some() {
+            Leg::Unneeded
         } else if self.required().partner {
             Leg::Todo
         } else {
@@ -166,7 +170,8 @@ impl Coordinator {
     /// Reads here if this replica counts and works, else from the partner, else waits.
     fn start_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
         let source = self.reads_from();
-        let may_come = self.required().partner || self.partner.has_everything();
+        let from_partner = self.partner_has_everything();
+        let may_come = self.required().partner || from_partner;
         let starting = self.record.is_none() || self.start_is_unresolved();
         let Some(entry) = self.ops.get_mut(&op) else { return };
         match source {
@@ -174,7 +179,7 @@ impl Coordinator {
                 entry.local = Leg::Running;
                 out.push(Action::Local { op, io: LocalIo::Read { extent } });
             }
-            Some(_) if self.partner.has_everything() => {
+            Some(_) if from_partner => {
                 entry.partner = Leg::Running;
                 out.push(Action::Send(Message::Read { op, extent }));
             }
@@ -225,8 +230,12 @@ impl Coordinator {
 
     /// The partner answers, and the block is rewritten here under the lock of its range.
     fn read_failed_here(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        if self.ahead.is_some() {
+            // The partner's replica is an epoch behind: the guest has to go on there, from that epoch.
+            self.local_failed(out);
+        }
         self.start_read(op, extent, out);
-        if self.partner.has_everything() && !self.local.failed {
+        if self.partner_has_everything() && !self.local.failed {
             let repair = self.own_op();
             let turn = self.locks.enter(repair, extent);
             self.ops.insert(repair, Op::new(Task::Repair(extent), Stage::Queued));
@@ -237,7 +246,7 @@ impl Coordinator {
     }
 
     fn begin_repair(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        let can_be_done = self.partner.has_everything() && !self.local.failed;
+        let can_be_done = self.partner_has_everything() && !self.local.failed;
         let Some(entry) = self.ops.get_mut(&op) else { return };
         entry.stage = Stage::Started;
         if can_be_done {
@@ -324,13 +333,21 @@ impl Coordinator {
             | Task::CopyIn { .. }
             | Task::Control => return,
         }
-        match decide(op, required, entry.local, entry.partner) {
+        let decision = if self.ahead.is_some() {
+            decide_ahead(op, entry.local)
+        } else {
+            decide(op, required, entry.local, entry.partner)
+        };
+        match decision {
             Decision::Wait => {}
             Decision::Acknowledge(proof) => {
-                if entry.task.is_guests() {
+                if entry.task.is_guests() && !std::mem::replace(&mut entry.acknowledged, true) {
                     out.push(Action::Acknowledge(proof));
                 }
-                self.finish(op, out);
+                // A flush lives on until the partner has done it too: then the log can be thinned out.
+                if entry.partner != Leg::Running {
+                    self.finish(op, out);
+                }
             }
             Decision::Fail => {
                 if entry.task.is_guests() {
@@ -403,7 +420,7 @@ impl Coordinator {
 
     /// The link is lost: what was under way there is to be done again, or no longer needed.
     pub(super) fn partner_legs_lost(&mut self) {
-        let required = self.required().partner;
+        let required = self.required().partner && self.ahead.is_none();
         for (op, entry) in &mut self.ops {
             // What it confirmed goes again too: if it is another instance by then, it may have lost that.
             if matches!(entry.partner, Leg::Unneeded | Leg::Todo) {

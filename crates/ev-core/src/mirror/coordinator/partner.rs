@@ -161,6 +161,10 @@ impl Coordinator {
             return;
         }
         self.partner.link = Link::Down;
+        if let Some(ahead) = &mut self.ahead {
+            ahead.apart = true;
+            self.partner.expected = Expected::Nothing;
+        }
         self.abort_copy(out);
         self.own_interrupted();
         self.ops.retain(|_, op| op.task != Task::Control);
@@ -201,7 +205,8 @@ impl Coordinator {
             | Message::CopyBegin { .. }
             | Message::HashRequest { .. }
             | Message::CopyData { .. }
-            | Message::CopyEnd { .. } => self.drop_link(CloseReason::OutOfPlace, out),
+            | Message::CopyEnd { .. }
+            | Message::EpochEnd { .. } => self.drop_link(CloseReason::OutOfPlace, out),
         }
     }
 

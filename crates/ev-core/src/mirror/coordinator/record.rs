@@ -72,6 +72,9 @@ impl Coordinator {
         if !(next.good.local && next.good.partner) {
             self.partner.unresolved_start = false;
         }
+        if !next.good.partner {
+            self.part_ahead(out);
+        }
         if next.partner.is_none() {
             self.local.log.clear_all();
         } else if !next.good.partner {
@@ -142,6 +145,8 @@ impl Coordinator {
         match give_up(self.required(), self.local.failed, self.partner_view()) {
             // After an unclean end somebody else may still choose the partner's replica, which holds more if this host has
             // lost its power. Only a guest that goes on here settles it.
+            // Nobody waits for the partner: whether it is given up is the checkpoints' question.
+            GiveUp::Partner if self.ahead.is_some() => {}
             GiveUp::Partner if self.partner.start_is_unresolved() && self.guest_ops_in_flight() == 0 => {}
             GiveUp::Partner if record.good.local => return Some(Wish::ReplicaLost { host: partner, seen }),
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),

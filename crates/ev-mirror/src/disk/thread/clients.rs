@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::SyncSender;
 
-use ev_core::mirror::{Durability, Extent, Input, OpId, Write, WriteKind};
+use ev_core::mirror::{Durability, Extent, Input, OpId, ReplicaInput, Write, WriteKind};
 
 use super::engine::Engine;
 use super::ring::{self, Tag};
@@ -18,6 +18,8 @@ use crate::nbd::{Allocation, AllocationExtent, Connection, DoneReply, Export, Nb
 const REQUESTS_MAX: usize = 256;
 /// Bytes of requests under way at once; one request more is always taken.
 const REQUEST_BYTES_MAX: u64 = 128 << 20;
+/// First number of operations of a replica's own clients; the coordinator's guest never comes so far.
+const REPLICA_CLIENT_OPS: u64 = 1 << 62;
 /// Clients at once; one more is turned away.
 const CLIENTS_MAX: usize = 32;
 
@@ -59,7 +61,8 @@ pub fn listen(spec: &DiskSpec) -> Result<Option<UnixListener>, OpenError> {
 }
 
 impl Thread {
-    /// Takes NBD clients while this host is the coordinator. Others wait in the socket's queue until it is.
+    /// Takes NBD clients while this host has a part in the disk: the coordinator's guest, and on a replica a QEMU that waits. Others wait in the
+    /// socket's queue.
     pub fn serve(&mut self, serve: bool) {
         self.serving = serve;
         if !serve {
@@ -121,7 +124,7 @@ impl Thread {
             self.take_requests(number);
             self.send_replies(number)?;
             let Some(client) = self.clients.get_mut(number) else { continue };
-            let room = self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX;
+            let room = self.role_set && self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX;
             if !client.receiving && !client.leaving && room {
                 client.receiving = true;
                 let socket = client.socket.as_raw_fd();
@@ -188,7 +191,8 @@ impl Thread {
 
     /// Takes what has come from a client, as long as there is room for more.
     fn take_requests(&mut self, number: u32) {
-        while self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX {
+        // What comes while the role changes is for the new one.
+        while self.role_set && self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX {
             let Some(client) = self.clients.get_mut(number) else { return };
             if client.receiving || client.leaving {
                 return;
@@ -256,7 +260,9 @@ impl Thread {
             self.read_bytes += u64::from(bytes);
         }
         self.next_op += 1;
-        let op = OpId(self.next_op);
+        // On a replica the coordinator's numbers are in use.
+        let range = if matches!(self.engine, Engine::Replica(_)) { REPLICA_CLIENT_OPS } else { 0 };
+        let op = OpId(range + self.next_op);
         self.ops.insert(op, Op { data, origin: Origin::Guest { client, reply, bytes }, busy: false, over: false });
         op
     }
@@ -274,7 +280,17 @@ impl Thread {
         let now = crate::gate::boot_time();
         match &mut self.engine {
             Engine::Coordinator(coordinator) => coordinator.step(now, input, &mut self.actions),
-            Engine::Idle(_) | Engine::Replica(_) => match input {
+            Engine::Replica(replica) => match input {
+                Input::Read { op, extent } => replica.step(ReplicaInput::ClientRead { op, extent }, &mut self.actions),
+                // A client here has written nothing; the AM, though, would want both replicas flushed.
+                Input::Flush { op } => {
+                    let of_client = matches!(self.ops.get(&op), Some(Op { origin: Origin::Guest { .. }, .. }));
+                    self.conclude(op, if of_client { Verdict::Done } else { Verdict::Failed });
+                }
+                Input::Write { op, .. } => self.actions.push(ev_core::mirror::Action::Fail { op }),
+                _ => {}
+            },
+            Engine::Idle(_) => match input {
                 Input::Read { op, .. } | Input::Write { op, .. } | Input::Flush { op } => {
                     self.actions.push(ev_core::mirror::Action::Fail { op });
                 }
@@ -288,6 +304,8 @@ impl Thread {
                 | Input::Record(_)
                 | Input::Tick
                 | Input::Verify { .. }
+                | Input::MarkEpoch { .. }
+                | Input::EndAhead
                 | Input::Tidy => {}
             },
         }
@@ -300,7 +318,7 @@ impl Thread {
             Origin::Guest { client, reply, bytes } => {
                 self.requests -= 1;
                 self.request_bytes -= u64::from(bytes);
-                if self.held.is_empty() && self.gate.is_open() {
+                if self.held.is_empty() && self.may_answer() {
                     self.answer(client, reply, verdict);
                 } else {
                     self.held.push_back((client, reply, verdict));
@@ -316,11 +334,16 @@ impl Thread {
 
     /// Lets out what waited for the gate.
     pub fn release_held(&mut self) {
-        while !self.held.is_empty() && self.gate.is_open() {
+        while !self.held.is_empty() && self.may_answer() {
             if let Some((client, reply, verdict)) = self.held.pop_front() {
                 self.answer(client, reply, verdict);
             }
         }
+    }
+
+    /// On a standby there is no guest that could learn anything.
+    fn may_answer(&self) -> bool {
+        self.gate.is_open() || self.is_ahead() || matches!(self.engine, Engine::Replica(_))
     }
 
     fn answer(&mut self, number: u32, reply: Reply, verdict: Verdict) {

@@ -8,6 +8,7 @@
 mod clients;
 mod comparison;
 mod engine;
+mod epochs;
 mod holes;
 mod inline;
 mod local;
@@ -79,9 +80,7 @@ pub enum Command {
         session: Session,
         epoch: Epoch,
     },
-    DiscardEpochs {
-        keep: Option<Session>,
-    },
+    DiscardEpochs,
 }
 
 /// An operation of a guest, of the engine, or of the partner.
@@ -141,6 +140,10 @@ pub struct Thread {
     asked_for_link: Option<Instant>,
     /// Flushes that wait for the log to be tidy as well.
     tidying: Vec<SyncSender<bool>>,
+    /// (Level 3) Who waits for the mark of an epoch.
+    marking: Option<SyncSender<Result<(), MarkError>>>,
+    /// (Level 3) Events that must not be lost, in order.
+    epoch_events: VecDeque<DiskEvent>,
     flush_results: Vec<(Receiver<bool>, SyncSender<bool>)>,
     link_trouble: Option<String>,
     engine_trouble: Option<String>,
@@ -201,6 +204,8 @@ impl Thread {
             old_links: Vec::new(),
             asked_for_link: None,
             tidying: Vec::new(),
+            marking: None,
+            epoch_events: VecDeque::new(),
             flush_results: Vec::new(),
             link_trouble: None,
             engine_trouble: None,
@@ -221,6 +226,7 @@ impl Thread {
             self.perform_all()?;
             self.settle_role();
             self.release_held();
+            self.tell_epoch_events();
             self.pump_clients()?;
             self.perform_all()?;
             self.pump_listener()?;
@@ -231,7 +237,7 @@ impl Thread {
                 // A send that failed has told the engine something.
                 continue;
             }
-            self.wait(if self.held.is_empty() { TICK } else { GATE_LOOK })?;
+            self.wait(if self.held.is_empty() && self.epoch_events.is_empty() { TICK } else { GATE_LOOK })?;
             self.ring.completions(&mut completions);
             for completion in completions.drain(..) {
                 self.completed(completion)?;
@@ -274,7 +280,7 @@ impl Thread {
         let _ = rustix::io::read(&*self.wake, &mut count);
         loop {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.obey(command)?,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.end();
@@ -285,7 +291,7 @@ impl Thread {
         self.ring.poll(self.wake.as_raw_fd(), Tag::Wake)
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Role { generation, role } => {
                 if self.role.as_ref().is_none_or(|(newest, _)| *newest <= generation) {
@@ -303,17 +309,18 @@ impl Thread {
                     coordinator.set_copy_rate(rate);
                 }
             }
+            Command::MarkEpoch { session, epoch, marked } => self.mark_epoch(session, epoch, marked)?,
+            Command::EndAhead => self.coordinate(Input::EndAhead),
+            Command::ApplyEpoch { session, epoch } => self.follow(ReplicaInput::ApplyEpoch { session, epoch }),
+            Command::DiscardEpochs => self.follow(ReplicaInput::DiscardEpochs),
             Command::Flush(done) => {
                 let (result, receiver) = std::sync::mpsc::sync_channel(1);
                 self.flush_results.push((receiver, done));
                 self.control_flush(result);
             }
             Command::End => self.end(),
-            Command::MarkEpoch { marked, .. } => {
-                let _ = marked.try_send(Err(MarkError::NotInStep));
-            }
-            Command::EndAhead | Command::ApplyEpoch { .. } | Command::DiscardEpochs { .. } => {}
         }
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -356,7 +363,10 @@ impl Thread {
     }
 
     fn change_role(&mut self, generation: Generation, role: &DiskRole) {
-        self.serve(false);
+        // A QEMU that waits on the standby keeps its connection when the guest goes on there.
+        if !matches!((&self.engine, role), (Engine::Replica(_), DiskRole::Coordinator { .. })) {
+            self.serve(false);
+        }
         if self.link.is_some() {
             self.drop_link();
         }
@@ -385,7 +395,7 @@ impl Thread {
             }
         };
         self.role_set = true;
-        self.serve(matches!(role, DiskRole::Coordinator { .. }));
+        self.serve(!matches!(role, DiskRole::Idle));
         self.asked_for_link = None;
         self.ask_for_link();
     }
@@ -456,6 +466,16 @@ impl Thread {
             Action::Wish(wish) => self.wish(wish),
             Action::Trouble(trouble) => self.engine_troubled(trouble),
             Action::Verified(verified) => self.compared(verified),
+            Action::Marked { ok, .. } => self.marked(ok),
+            Action::EpochStaged { session, epoch, flushed } => {
+                self.epoch_event(DiskEvent::EpochStaged { disk: self.spec.disk, session, epoch, flushed });
+            }
+            Action::EpochApplied { session, epoch } => {
+                self.epoch_event(DiskEvent::EpochApplied { disk: self.spec.disk, session, epoch });
+            }
+            Action::EpochsLost { session } => {
+                self.epoch_event(DiskEvent::EpochsLost { disk: self.spec.disk, session });
+            }
         }
         Ok(())
     }

@@ -3,8 +3,10 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ev_core::checkpoint::Epoch;
 use ev_core::ids::HostId;
 use ev_core::mirror::{Hello, Message, OpId};
 
@@ -127,7 +129,7 @@ impl Thread {
         }
         self.old_links.push(link);
         self.tell(Told::LinkDown);
-        if let Engine::Replica(_) = self.engine {
+        if matches!(self.engine, Engine::Replica(_)) && !self.keeps_epochs() {
             // What was not begun comes again with the next link.
             self.ops.retain(|_, op| op.busy);
         }
@@ -295,6 +297,13 @@ impl Thread {
 
     /// Queues a message of the engine.
     pub fn send(&mut self, message: &Message) {
+        if let Message::EpochEnd { epoch: Epoch::FIRST, .. } = message {
+            self.bytes_ahead.store(0, Ordering::Relaxed);
+        } else if let Message::Write { write, .. } = message
+            && self.is_ahead()
+        {
+            self.bytes_ahead.fetch_add(u64::from(write.extent.length), Ordering::Relaxed);
+        }
         let data = data_op(message).and_then(|op| self.ops.get(&op)).and_then(|op| op.data.as_ref());
         if let Some(link) = &mut self.link {
             link.session.send(message, data.map_or(&[], IoBuffer::data));
@@ -332,6 +341,7 @@ fn data_op(message: &Message) -> Option<OpId> {
         | Message::CopyBegin { .. }
         | Message::HashRequest { .. }
         | Message::Hashes { .. }
-        | Message::CopyEnd { .. } => None,
+        | Message::CopyEnd { .. }
+        | Message::EpochEnd { .. } => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::Generation;
 use ev_core::mirror::{BlockHash, CopyKind, Durability, Extent, Message, OpId, Outcome, RegionMap, Write, WriteKind};
 use zerocopy::byteorder::little_endian::U64;
@@ -217,6 +218,9 @@ impl Decoder {
                 let (current, bitmap_base) = history(body).ok_or(bad_value)?;
                 Message::History { op, current, bitmap_base }
             }
+            Kind::EpochEnd => {
+                Message::EpochEnd { session: Session(header.op.get()), epoch: Epoch(header.offset.get()) }
+            }
             Kind::CopyEnd => Message::CopyEnd { op, current: history(body).ok_or(bad_value)?.0 },
             Kind::Write | Kind::ReadData | Kind::CopyData | Kind::Acks => unreachable!("handled before"),
         };
@@ -243,7 +247,8 @@ fn length_fits(kind: Kind, length: usize) -> bool {
         | Kind::Flush
         | Kind::Read
         | Kind::HashRequest
-        | Kind::CopyZeroes => length == 0,
+        | Kind::CopyZeroes
+        | Kind::EpochEnd => length == 0,
     }
 }
 

@@ -82,6 +82,12 @@ pub fn encode<'a>(message: &Message, data: &'a [u8], head: &mut Vec<u8>) -> &'a 
             }
             with_data(header(Kind::CopyData, *op), *extent, data, head)
         }
+        Message::EpochEnd { session, epoch } => {
+            let mut header = FrameHeader::new(Kind::EpochEnd);
+            header.op = session.0.into();
+            header.offset = epoch.0.into();
+            control(header, &[], head)
+        }
         Message::CopyEnd { op, current } => {
             let record = HistoryRecord { current: current.0.into(), bitmap_base: 0.into() };
             control(header(Kind::CopyEnd, *op), record.as_bytes(), head)

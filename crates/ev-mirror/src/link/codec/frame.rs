@@ -6,8 +6,8 @@
 //! | 2 | kind | see [`Kind`] |
 //! | 3 | flags | see `FLAG_*` |
 //! | 4..8 | length | bytes that follow the header |
-//! | 8..16 | operation | its number, in requests and their answers |
-//! | 16..24 | offset | bytes on the disk; first word of a part of a region map |
+//! | 8..16 | operation | its number, in requests and their answers; the session of an end of an epoch |
+//! | 16..24 | offset | bytes on the disk; first word of a part of a region map; number of an epoch |
 //! | 24..28 | argument | length of an extent that comes without data; else 0 |
 //! | 28..32 | checksum | CRC-32C of bytes 0..28 |
 //!
@@ -114,4 +114,5 @@ kinds! {
     CopyData = 51,
     CopyZeroes = 52,
     CopyEnd = 53,
+    EpochEnd = 64,
 }

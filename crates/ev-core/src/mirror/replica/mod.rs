@@ -3,14 +3,18 @@
 //! Writes that overlap never come while an earlier one is in flight (the coordinator sees to that), except after a lost link,
 //! when they come again: so a new link is greeted only when everything that came over the old one has ended.
 
+mod epochs;
+
 use std::collections::BTreeMap;
 
+use self::epochs::Epochs;
 use super::extent::Extent;
 use super::history::{Health, History, ReplicaInfo};
 use super::message::{
-    Action, BlockHash, CloseReason, CopyKind, Hello, LocalIo, Message, OpId, Outcome, RegionMap, Trouble, Write,
+    Action, BlockHash, CloseReason, CopyKind, Hello, LocalIo, Message, OpId, Outcome, RegionMap, Source, Trouble, Write,
 };
 use super::superblock::LocalReplica;
+use crate::checkpoint::{Epoch, Session};
 use crate::ids::{Generation, HostId};
 use crate::report::ReplicaState;
 
@@ -40,6 +44,18 @@ pub enum ReplicaInput {
     Record {
         generation: Generation,
     },
+    /// (Level 3) This epoch is decided: it is to reach the storage.
+    ApplyEpoch {
+        session: Session,
+        epoch: Epoch,
+    },
+    /// (Level 3) Nobody goes on from what is kept aside.
+    DiscardEpochs,
+    /// A client on this host reads, such as a QEMU that waits: from what this replica holds, if that is a state of the disk.
+    ClientRead {
+        op: OpId,
+        extent: Extent,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +83,8 @@ enum Task {
     Write(Write),
     Flush,
     Read,
+    /// For a client on this host.
+    ClientRead,
     Hash,
     /// The superblock is to say this.
     Become {
@@ -96,13 +114,24 @@ pub struct Replica {
     ops: BTreeMap<OpId, Op>,
     /// This replica alone is good: each write is marked for the coordinator's own, failed one.
     sole: bool,
+    /// (Level 3) What is kept aside, while a session is on.
+    epochs: Option<Epochs>,
 }
 
 impl Replica {
     /// A replica that takes its writes from `coordinator`.
     #[must_use]
     pub fn new(local: LocalReplica, coordinator: HostId, generation: Generation) -> Self {
-        Self { local, coordinator, generation, link: Link::Down, early_hello: None, ops: BTreeMap::new(), sole: false }
+        Self {
+            local,
+            coordinator,
+            generation,
+            link: Link::Down,
+            early_hello: None,
+            ops: BTreeMap::new(),
+            sole: false,
+            epochs: None,
+        }
     }
 
     /// This host's replica.
@@ -132,7 +161,8 @@ impl Replica {
     /// Whether nothing is under way, so that the role can change. The link must have been closed.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.ops.values().all(|op| op.stage != Stage::Storage) && self.local.is_idle()
+        let applied = self.epochs.as_ref().is_none_or(Epochs::is_quiet);
+        applied && self.ops.values().all(|op| op.stage != Stage::Storage) && self.local.is_idle()
     }
 
     /// Hands the replica over to the next engine. Only when [`Replica::is_idle`].
@@ -144,6 +174,8 @@ impl Replica {
     /// Takes one input; what is to be done goes to `out`.
     pub fn step(&mut self, input: ReplicaInput, out: &mut Vec<Action>) {
         match input {
+            // The coordinator has given the session up; whether its record says so is not known here yet.
+            ReplicaInput::LinkUp if self.epochs.is_some() => self.close(CloseReason::EpochsKept, out),
             ReplicaInput::LinkUp => {
                 self.drop_link(out);
                 self.link = Link::Draining;
@@ -156,6 +188,9 @@ impl Replica {
             ReplicaInput::SuperblockStored { ok: true } => self.local.stored(),
             ReplicaInput::Committed { ok: false } | ReplicaInput::SuperblockStored { ok: false } => self.fail(out),
             ReplicaInput::Record { generation } => self.generation = self.generation.max(generation),
+            ReplicaInput::ApplyEpoch { session, epoch } => self.apply_epoch(session, epoch),
+            ReplicaInput::DiscardEpochs => self.discard_epochs(out),
+            ReplicaInput::ClientRead { op, extent } => self.client_read(op, extent, out),
         }
         self.advance(out);
     }
@@ -164,6 +199,7 @@ impl Replica {
         self.link = Link::Down;
         self.early_hello = None;
         self.sole = false;
+        self.forget_arriving(out);
         // What has not been started never will be; the coordinator sends it again.
         self.ops.retain(|op, entry| {
             let started = entry.stage == Stage::Storage;
@@ -185,7 +221,13 @@ impl Replica {
     }
 
     fn received(&mut self, message: Message, out: &mut Vec<Action>) {
+        if self.link == Link::Up && self.keep_aside(&message, out) {
+            return;
+        }
         match (self.link, message) {
+            (Link::Up, Message::EpochEnd { session, epoch }) => self.epoch_ends(session, epoch, out),
+            (Link::Greeting | Link::Up, Message::KeepAlive) => out.push(Action::Send(Message::KeepAlive)),
+            (Link::Up, _) if self.epochs.is_some() => self.close(CloseReason::OutOfPlace, out),
             (Link::Draining, Message::Hello(hello)) => self.early_hello = Some(hello),
             (Link::Greeting, Message::Hello(hello)) => self.greeted(hello, out),
             (Link::Up, Message::Write { op, write }) => self.write(op, write, out),
@@ -212,7 +254,6 @@ impl Replica {
             (Link::Up, Message::CopyEnd { op, current }) => self.copy_ends(op, current, out),
             // The coordinator's own maps interest only when it asks us to go on alone, and then they come again.
             (Link::Up, Message::Regions { .. }) => {}
-            (Link::Greeting | Link::Up, Message::KeepAlive) => out.push(Action::Send(Message::KeepAlive)),
             // What came over a link that is gone.
             (Link::Down | Link::Draining, Message::Write { op, .. } | Message::CopyData { op, .. }) => {
                 out.push(Action::Forget { op });
@@ -283,6 +324,15 @@ impl Replica {
         }
     }
 
+    fn client_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        if self.local.failed || self.local.info().health != Health::Good {
+            out.push(Action::Fail { op });
+        } else {
+            self.ops.insert(op, Op { task: Task::ClientRead, stage: Stage::Storage, answer: false });
+            out.push(Action::Local { op, io: LocalIo::Read { extent } });
+        }
+    }
+
     /// Regions that the coordinator's failed replica lacks.
     fn learn(&mut self, first_word: u64, words: &[u64]) {
         let Ok(first) = usize::try_from(first_word) else { return };
@@ -339,12 +389,16 @@ impl Replica {
     }
 
     fn local_done(&mut self, op: OpId, ok: bool, out: &mut Vec<Action>) {
-        if !ok && self.ops.get(&op).is_some_and(|entry| entry.task != Task::Read) {
+        let only_read = |entry: &Op| matches!(entry.task, Task::Read | Task::ClientRead);
+        if !ok && self.ops.get(&op).is_some_and(|entry| !only_read(entry)) {
             self.fail(out);
         }
         let Some(mut entry) = self.ops.remove(&op) else { return };
         let outcome = if ok { Outcome::Done } else { Outcome::Failed };
+        self.epoch_io_ended(op);
         match entry.task {
+            Task::ClientRead if ok => out.push(Action::Answer { op, source: Source::Local }),
+            Task::ClientRead => out.push(Action::Fail { op }),
             Task::Write(_) | Task::Flush => {
                 if entry.answer {
                     self.answer(op, outcome, out);
@@ -395,6 +449,7 @@ impl Replica {
         for op in waiting {
             self.advance_op(op, out);
         }
+        self.advance_epochs(out);
         self.local.advance(out);
     }
 
@@ -420,7 +475,7 @@ impl Replica {
                     self.answer(op, Outcome::Done, out);
                 }
             }
-            Task::Flush | Task::Read | Task::Hash => {}
+            Task::Flush | Task::Read | Task::ClientRead | Task::Hash => {}
         }
     }
 }

@@ -1,0 +1,512 @@
+//! The task: tells the engine what happens, and does what it wants.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ev_checkpoint::{Cut, LaneMessage, MemoryStream, ShipNotice, Shipper};
+use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Session};
+use ev_core::report::{Level3Report, Level3State};
+use ev_mirror::gate::boot_time;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
+
+use super::work::{self, Done, FILL_PASSES_MAX, PASS_PAGES_MIN, Pending, Started, Work};
+use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
+use crate::checkpoint::lane::{Lane, LaneEvent};
+use crate::checkpoint::stats::Stats;
+use crate::checkpoint::{QUEUE_MAX, all, memory_stream};
+use crate::links::{Channel, Stream};
+
+/// How often the engine is told that time passed: while output waits, while a session is on, and otherwise.
+const TICK_WAITING: Duration = Duration::from_millis(2);
+const TICK_ON: Duration = Duration::from_millis(25);
+const TICK_OFF: Duration = Duration::from_millis(250);
+/// How often the standby is told the clock.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause after a session that ended, doubled each time up to the last; one that lasted for long counts as a success.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+const LASTED: Duration = Duration::from_secs(10);
+
+/// What the driver's own tasks tell it.
+pub enum Inner {
+    Lane(LaneEvent),
+    Done(Session, Done),
+}
+
+impl From<LaneEvent> for Inner {
+    fn from(event: LaneEvent) -> Self {
+        Self::Lane(event)
+    }
+}
+
+pub struct Driver {
+    spec: ActiveSpec,
+    engine: Primary,
+    /// Events that came up while the engine's last wishes were carried out.
+    events: VecDeque<Event>,
+    notices: mpsc::Sender<ActiveNotice>,
+    report: Arc<Mutex<Level3Report>>,
+    inner: mpsc::Sender<Inner>,
+    done: mpsc::Receiver<Inner>,
+    ship: mpsc::Sender<ShipNotice>,
+    shipped: mpsc::Receiver<ShipNotice>,
+    waits: Arc<Notify>,
+    output_waits: bool,
+    wish: Wish,
+    lane: Option<Lane>,
+    lanes: u64,
+    memory: Option<(MemoryStream, Cut)>,
+    /// Both streams are there, as the engine knows.
+    linked: bool,
+    work: Option<Work>,
+    begun_at: Instant,
+    retry_at: Instant,
+    retry_pause: Duration,
+    clock_at: Instant,
+    stats: Stats,
+}
+
+impl Driver {
+    pub fn new(spec: ActiveSpec, notices: mpsc::Sender<ActiveNotice>, report: Arc<Mutex<Level3Report>>) -> Self {
+        let (inner, done) = mpsc::channel(QUEUE_MAX);
+        let (ship, shipped) = mpsc::channel(QUEUE_MAX);
+        let (now, limits) = (boot_time(), PaceLimits::default());
+        let engine = match spec.origin {
+            Origin::Begun => Primary::new(limits, now),
+            Origin::TakenUp => Primary::taken_up(limits, now),
+        };
+        let waits = Arc::new(Notify::new());
+        let notify = Arc::clone(&waits);
+        spec.hold.on_waiting(move |_| notify.notify_one());
+        let now = Instant::now();
+        Self {
+            spec,
+            engine,
+            events: VecDeque::new(),
+            notices,
+            report,
+            inner,
+            done,
+            ship,
+            shipped,
+            waits,
+            output_waits: false,
+            wish: Wish::No("it is being prepared".to_owned()),
+            lane: None,
+            lanes: 0,
+            memory: None,
+            linked: false,
+            work: None,
+            begun_at: now,
+            retry_at: now,
+            retry_pause: RETRY_FIRST,
+            clock_at: now,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Runs until the AM lets go of it.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        // Streams that came before this task was there are gone.
+        self.ask_for(Channel::Lane);
+        self.ask_for(Channel::Memory);
+        loop {
+            let tick = self.tick_time();
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order),
+                    None => return,
+                },
+                Some(inner) = self.done.recv() => match inner {
+                    Inner::Lane(event) => self.on_lane(event),
+                    Inner::Done(session, done) => self.on_done(session, done),
+                },
+                Some(notice) = self.shipped.recv() => self.on_ship(notice),
+                () = self.waits.notified() => {
+                    self.output_waits = true;
+                    self.tell(Event::OutputWaits);
+                }
+                () = sleep(tick) => {}
+            }
+            self.tick();
+        }
+    }
+
+    fn tick_time(&self) -> Duration {
+        match self.engine.phase() {
+            Phase::Joining | Phase::Protected if self.output_waits => TICK_WAITING,
+            Phase::Filling | Phase::Joining | Phase::Protected | Phase::Parting => TICK_ON,
+            Phase::Off if self.wish == Wish::Yes => TICK_ON,
+            Phase::Off => TICK_OFF,
+        }
+    }
+
+    fn tick(&mut self) {
+        let session = match (&self.wish, self.engine.phase()) {
+            (Wish::No(_), _) => None,
+            (Wish::Yes, Phase::Off) if Instant::now() < self.retry_at => None,
+            (Wish::Yes, _) => Some(Session(uuid::Uuid::new_v4().as_u64_pair().0)),
+        };
+        self.tell(Event::Wanted { session });
+        if let (Some(work), Some(lane)) = (&self.work, &self.lane)
+            && self.clock_at.elapsed() >= CLOCK_INTERVAL
+        {
+            self.clock_at = Instant::now();
+            lane.send(LaneMessage::Clock { session: work.session, reading: boot_time() });
+            if let Some(shipper) = &work.shipper {
+                self.stats.sent(shipper.counters().pages(), shipper.counters().bytes());
+            }
+        }
+        self.tell(Event::Tick);
+        *self.report.lock().expect("a report is only copied under the lock") =
+            self.stats.report(self.state(), &self.spec.hold);
+    }
+
+    fn state(&self) -> Level3State {
+        match (self.engine.phase(), &self.wish) {
+            (Phase::Off, Wish::No(why)) => Level3State::Simplex(why.clone()),
+            (Phase::Off, Wish::Yes) if !self.linked => {
+                Level3State::Simplex("the partner's AM is not linked for checkpoints".to_owned())
+            }
+            (Phase::Off, Wish::Yes) => {
+                let last = self.stats.last_end.as_deref().unwrap_or("none was begun yet");
+                Level3State::Simplex(format!("the next attempt comes soon; the last one: {last}"))
+            }
+            (Phase::Filling, _) => Level3State::Synchronising,
+            (Phase::Joining, _) => Level3State::Joining,
+            (Phase::Protected, _) => Level3State::Protected,
+            (Phase::Parting, _) => Level3State::Parting,
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Wish(wish) => self.wish = wish,
+            Order::Standing(standing) => self.tell(Event::Record(standing)),
+            Order::Disks(disks) => self.spec.disks = disks,
+            Order::Stream(Channel::Lane, stream) => {
+                self.lanes += 1;
+                self.unlink("the lane was replaced");
+                self.lane = Some(Lane::start(self.lanes, *stream, self.inner.clone()));
+                self.link();
+            }
+            Order::Stream(Channel::Memory, stream) => self.take_memory(*stream),
+            Order::Stream(Channel::Disk(_), _) => {}
+            Order::DiskLinkDown => {
+                // A session that writes ahead does not outlive a disk's link: what was on it may be lost.
+                if self.work.is_some() {
+                    self.end_because("a disk's link was lost");
+                    self.tell(Event::LinkDown);
+                    self.linked = false;
+                    self.link();
+                }
+            }
+        }
+    }
+
+    fn take_memory(&mut self, stream: Stream) {
+        if self.work.as_ref().is_some_and(|work| work.shipper.is_some()) {
+            self.unlink("the memory stream was replaced");
+        }
+        match memory_stream(stream) {
+            Ok(stream) => {
+                self.memory = Some(stream);
+                self.link();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a memory stream can't be set up");
+                self.ask_for(Channel::Memory);
+            }
+        }
+    }
+
+    /// Both streams are needed; the engine hears when both are there.
+    fn link(&mut self) {
+        if !self.linked && self.lane.is_some() && self.memory.is_some() {
+            self.linked = true;
+            self.tell(Event::LinkUp);
+        }
+    }
+
+    fn unlink(&mut self, why: &str) {
+        if std::mem::replace(&mut self.linked, false) {
+            self.end_because(why);
+            self.tell(Event::LinkDown);
+        }
+    }
+
+    fn end_because(&mut self, why: &str) {
+        if self.work.is_some() {
+            self.stats.last_end = Some(why.to_owned());
+        }
+    }
+
+    fn ask_for(&self, channel: Channel) {
+        self.notify(ActiveNotice::StreamDown(channel));
+    }
+
+    /// Never waits: what is lost is repeated by the engine or by the next tick.
+    fn notify(&self, notice: ActiveNotice) {
+        if self.notices.try_send(notice).is_err() {
+            tracing::warn!(?notice, "the AM takes no notice of the checkpoints");
+        }
+    }
+
+    fn on_lane(&mut self, event: LaneEvent) {
+        let number = match &event {
+            LaneEvent::Message(number, _) | LaneEvent::Down(number) => *number,
+        };
+        if self.lane.as_ref().is_none_or(|lane| lane.number() != number) {
+            return;
+        }
+        match event {
+            LaneEvent::Down(_) => {
+                self.lane = None;
+                self.unlink("the link was lost");
+                self.ask_for(Channel::Lane);
+            }
+            LaneEvent::Message(_, LaneMessage::Confirm { session, epoch, echo }) => {
+                if epoch == Epoch::NONE {
+                    self.opened(session);
+                }
+                self.tell(Event::Confirmed { session, epoch, echo });
+            }
+            LaneEvent::Message(_, LaneMessage::Refuse { session, why }) => {
+                if self.work.as_ref().is_some_and(|work| work.session == session) {
+                    tracing::warn!(%session, why, "the standby can't go on with the session");
+                    self.end_because(&why);
+                }
+                self.tell(Event::Refused { session });
+            }
+            LaneEvent::Message(_, message) => {
+                tracing::warn!(?message, "the standby said what only an active side says")
+            }
+        }
+    }
+
+    /// The standby's memory is there and empty: all of ours goes out.
+    fn opened(&mut self, session: Session) {
+        let Some(work) = self.work.as_mut().filter(|work| work.session == session && !work.opened) else { return };
+        let (Some(capture), Some(stream)) = (&work.capture, self.memory.take()) else { return };
+        work.opened = true;
+        let memory = Arc::clone(capture.tracker().memory());
+        let shipper = Shipper::start(session, memory.layout().pages(), stream, self.ship.clone());
+        let filling = shipper.map_err(|error| error.to_string()).and_then(|shipper| {
+            let filling = shipper.fill(memory).map_err(|error| error.to_string());
+            work.shipper = Some(shipper);
+            filling
+        });
+        if let Err(why) = filling {
+            self.failed(&why);
+        }
+    }
+
+    /// The session can't go on here.
+    fn failed(&mut self, why: &str) {
+        tracing::warn!(why, "checkpoints can't go on");
+        self.end_because(why);
+        self.tell(Event::CaptureFailed);
+    }
+
+    fn on_ship(&mut self, notice: ShipNotice) {
+        let of = match &notice {
+            ShipNotice::Filled { session } | ShipNotice::Sent { session, .. } | ShipNotice::Failed { session, .. } => {
+                *session
+            }
+        };
+        let Some(work) = self.work.as_mut().filter(|work| work.session == of) else { return };
+        match notice {
+            ShipNotice::Filled { .. } => work.pending = Some(Pending::Pass),
+            ShipNotice::Sent { buffer, .. } => work.free.push(*buffer),
+            ShipNotice::Failed { why, .. } => {
+                self.unlink(&format!("the memory stream broke: {why}"));
+                return;
+            }
+        }
+        self.work_on();
+    }
+
+    /// Begins what waits, if it can be.
+    fn work_on(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let Some((pending, capture, buffer)) = work.next() else { return };
+        let (session, inner) = (work.session, self.inner.clone());
+        let at_stop = |epoch| work.at_stop(&self.spec.hold, epoch);
+        match pending {
+            Pending::Pass => {
+                tokio::spawn(async move {
+                    let done = work::pass(capture, buffer).await;
+                    let _ = inner.send(Inner::Done(session, done)).await;
+                });
+            }
+            Pending::Checkpoint(epoch) => {
+                let (ahead, at_stop) = (work.copies_ahead(), at_stop(epoch));
+                tokio::spawn(async move {
+                    let done = work::checkpoint(capture, buffer, epoch, ahead, at_stop).await;
+                    let _ = inner.send(Inner::Done(session, done)).await;
+                });
+            }
+        }
+    }
+
+    fn on_done(&mut self, session: Session, done: Done) {
+        let current = self.work.as_ref().is_some_and(|work| work.session == session);
+        match done {
+            Done::Started(started) if current => self.started(started),
+            Done::Passed(passed) if current => self.passed(passed),
+            Done::Captured(epoch, Ok((capture, checkpoint))) => {
+                let pause = checkpoint.times.running;
+                self.stats.paused(epoch, pause);
+                if let Some(work) = self.work.as_mut().filter(|work| work.session == session) {
+                    work.capture = Some(capture);
+                    work.last_pages = checkpoint.epoch.pages.copies();
+                    let sent = work.shipper.as_ref().map(|shipper| shipper.epoch(epoch, Box::new(checkpoint.epoch)));
+                    if !matches!(sent, Some(Ok(()))) {
+                        self.unlink("what was captured could not be sent");
+                    }
+                }
+                self.tell(Event::Captured { epoch, pause });
+                if self.spec.hold.has_waited(self.engine.running()) {
+                    // It began to wait before the engine knew of this epoch.
+                    self.output_waits = true;
+                    self.tell(Event::OutputWaits);
+                }
+            }
+            // Also of a session that is over: the engine waits for the end of the pause.
+            Done::Captured(_, Err(why)) => self.failed(&why),
+            Done::Started(_) | Done::Passed(_) => {}
+        }
+    }
+
+    fn started(&mut self, started: Result<Started, String>) {
+        let (Some(work), Some(lane)) = (&mut self.work, &self.lane) else { return };
+        match started {
+            Ok(Started { capture, buffers, version }) => {
+                work.capture = Some(capture);
+                work.free = buffers;
+                let Some(shape) = work.shape() else { return };
+                lane.send(LaneMessage::Begin {
+                    session: work.session,
+                    disks: work.disks.iter().map(|(disk, _)| *disk).collect(),
+                    shape,
+                    qemu: version,
+                    machine: self.spec.machine.clone(),
+                });
+            }
+            Err(why) => self.failed(&why),
+        }
+    }
+
+    fn passed(
+        &mut self,
+        passed: Result<(ev_vm::checkpoint::Capture, ev_vm::checkpoint::EpochBuffer, ev_vm::ram::PassReport), String>,
+    ) {
+        let Some(work) = &mut self.work else { return };
+        let (capture, buffer, report) = match passed {
+            Ok(passed) => passed,
+            Err(why) => return self.failed(&why),
+        };
+        work.capture = Some(capture);
+        work.passes += 1;
+        work.last_pages = usize::try_from(report.pages).unwrap_or(usize::MAX);
+        let session = work.session;
+        let sent = work.shipper.as_ref().map(|shipper| shipper.part(Box::new(buffer)));
+        if !matches!(sent, Some(Ok(()))) {
+            return self.unlink("what was captured could not be sent");
+        }
+        if report.pages > PASS_PAGES_MIN && work.passes < FILL_PASSES_MAX {
+            work.pending = Some(Pending::Pass);
+            self.work_on();
+        } else {
+            self.tell(Event::Filled { session });
+        }
+    }
+
+    /// Tells the engine, and carries out what it wants, until there is nothing more.
+    fn tell(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.events.len() > 1 {
+            // It is being worked on further up.
+            return;
+        }
+        while let Some(event) = self.events.front().copied() {
+            let (before, mut actions) = (self.engine.phase(), Vec::new());
+            self.engine.step(boot_time(), event, &mut actions);
+            if self.engine.phase() != before {
+                tracing::info!(from = ?before, to = ?self.engine.phase(), ?event, "Level 3");
+            }
+            for action in actions {
+                self.perform(action);
+            }
+            self.events.pop_front();
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Begin { session } => self.begin(session),
+            Action::Capture { epoch } => {
+                self.output_waits = false;
+                if let Some(work) = &mut self.work {
+                    work.pending = Some(Pending::Checkpoint(epoch));
+                }
+                self.work_on();
+            }
+            Action::Release(Output::Through(Epoch::NONE)) => self.spec.hold.hold_from(Epoch::FIRST),
+            Action::Release(Output::Through(epoch)) => {
+                self.spec.hold.release_through(epoch);
+                self.stats.confirmed(epoch);
+            }
+            Action::Release(Output::Free) => {
+                for disk in self.spec.disks.iter().filter_map(|(_, disk)| disk.upgrade()) {
+                    if let Err(error) = disk.end_ahead() {
+                        tracing::error!(%error, "a disk takes no orders");
+                    }
+                }
+                self.spec.hold.free();
+            }
+            Action::Propose(proposal) => self.notify(ActiveNotice::Propose(proposal)),
+            Action::End => self.end(),
+        }
+    }
+
+    fn begin(&mut self, session: Session) {
+        tracing::info!(%session, "synchronising the guest's memory with the standby");
+        self.stats.begin();
+        self.begun_at = Instant::now();
+        let Some(disks) = all(&self.spec.disks) else {
+            self.work = Some(Work::new(session, Vec::new()));
+            return self.failed("a disk is not in service");
+        };
+        self.work = Some(Work::new(session, disks));
+        let (guest, qemu, inner) = (self.spec.guest.clone(), self.spec.qemu.clone(), self.inner.clone());
+        tokio::spawn(async move {
+            let done = work::start(guest, qemu).await;
+            let _ = inner.send(Inner::Done(session, done)).await;
+        });
+    }
+
+    fn end(&mut self) {
+        let Some(work) = self.work.take() else { return };
+        let why = self.stats.last_end.clone().unwrap_or_default();
+        tracing::warn!(session = %work.session, why, "the session with the standby is over");
+        if let Some(lane) = &self.lane {
+            lane.send(LaneMessage::End { session: work.session });
+        }
+        if self.begun_at.elapsed() >= LASTED {
+            self.retry_pause = RETRY_FIRST;
+        }
+        self.retry_at = Instant::now() + self.retry_pause;
+        self.retry_pause = (self.retry_pause * 2).min(RETRY_LAST);
+        if work.shipper.is_some() {
+            // What is on it belongs to this session.
+            drop(work);
+            self.linked = false;
+            self.memory = None;
+            self.ask_for(Channel::Memory);
+            self.tell(Event::LinkDown);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! One session's means: the capture, its buffers, and the thread that sends them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ev_checkpoint::{MemoryShape, Shipper};
+use ev_core::checkpoint::{Epoch, Session};
+use ev_core::ids::DiskId;
+use ev_mirror::Disk;
+use ev_net::OutputHold;
+use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer};
+use ev_vm::ram::PassReport;
+use ev_vm::{Guest, Qemu};
+
+/// Threads that copy pages in the pause.
+const COPYING_THREADS: usize = 2;
+/// Epochs that can be captured or on their way at once.
+const BUFFERS: usize = 2;
+/// Passes while the guest runs end when one finds fewer pages, or after so many.
+pub const PASS_PAGES_MIN: u32 = 256;
+const PASSES_MAX: usize = 2;
+/// Passes after the whole memory was sent; then the rest is for the pause, however much it is.
+pub const FILL_PASSES_MAX: usize = 5;
+/// How long a disk's thread may take to mark the end of an epoch.
+const MARK_TIME_MAX: Duration = Duration::from_millis(300);
+
+/// What a session works with, as far as it is there.
+pub struct Work {
+    pub session: Session,
+    pub capture: Option<Capture>,
+    pub free: Vec<EpochBuffer>,
+    pub shipper: Option<Shipper>,
+    pub disks: Vec<(DiskId, Arc<Disk>)>,
+    /// The standby has opened the session.
+    pub opened: bool,
+    pub passes: usize,
+    pub pending: Option<Pending>,
+    /// Pages of the last epoch.
+    pub last_pages: usize,
+}
+
+/// What waits for the capture and a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pending {
+    /// A pass while the guest runs, as part of the first epoch.
+    Pass,
+    Checkpoint(Epoch),
+}
+
+/// The guest's writes are noted.
+pub struct Started {
+    pub capture: Capture,
+    pub buffers: Vec<EpochBuffer>,
+    /// Version of this host's QEMU.
+    pub version: String,
+}
+
+/// What came of it.
+pub enum Done {
+    Started(Result<Started, String>),
+    Passed(Result<(Capture, EpochBuffer, PassReport), String>),
+    /// The capture comes back if it is of further use.
+    Captured(Epoch, Result<(Capture, Box<Checkpoint>), String>),
+}
+
+impl Work {
+    pub fn new(session: Session, disks: Vec<(DiskId, Arc<Disk>)>) -> Self {
+        Self {
+            session,
+            capture: None,
+            free: Vec::new(),
+            shipper: None,
+            disks,
+            opened: false,
+            passes: 0,
+            pending: None,
+            last_pages: 0,
+        }
+    }
+
+    pub fn shape(&self) -> Option<MemoryShape> {
+        self.capture.as_ref().map(|capture| MemoryShape::from(&capture.tracker().memory().layout()))
+    }
+
+    /// What is to be done now, if capture and a buffer are free for it.
+    pub fn next(&mut self) -> Option<(Pending, Capture, EpochBuffer)> {
+        let pending = self.pending?;
+        if self.capture.is_none() || self.free.is_empty() {
+            return None;
+        }
+        let (capture, buffer) = (self.capture.take()?, self.free.pop()?);
+        self.pending = None;
+        Some((pending, capture, buffer))
+    }
+
+    /// Whether it is worth copying before the pause.
+    pub fn copies_ahead(&self) -> bool {
+        u32::try_from(self.last_pages).is_ok_and(|pages| pages > PASS_PAGES_MIN)
+    }
+
+    /// What is done in the pause: from here on what the guest sends and writes belongs to the next epoch.
+    pub fn at_stop(&self, hold: &Arc<OutputHold>, epoch: Epoch) -> AtStop {
+        let (session, disks, hold) = (self.session, self.disks.clone(), Arc::clone(hold));
+        Box::new(move || {
+            if epoch == Epoch::FIRST {
+                hold.hold_from(epoch.next());
+            } else {
+                hold.advance_to(epoch.next());
+            }
+            let marks = disks.iter().map(|(_, disk)| disk.mark_epoch(session, epoch));
+            let marks = marks.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+            marks.into_iter().try_for_each(|mark| mark.wait(MARK_TIME_MAX).map_err(io::Error::other))
+        })
+    }
+}
+
+/// Begins to note what the guest writes.
+pub async fn start(guest: Guest, qemu: Qemu) -> Done {
+    let begun = async {
+        let version = qemu.probe().await.map_err(|error| error.to_string())?.version.to_string();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&guest)).await.map_err(|error| error.to_string())?;
+        let (capture, buffers) = prepared.map_err(|error| error.to_string())?;
+        Ok(Started { capture, buffers, version })
+    };
+    Done::Started(begun.await)
+}
+
+/// Blocks for some milliseconds.
+fn prepare(guest: &Guest) -> Result<(Capture, Vec<EpochBuffer>), CaptureError> {
+    let capture = Capture::start(guest, COPYING_THREADS)?;
+    let buffers = (0..BUFFERS).map(|_| capture.buffer()).collect::<Result<_, _>>()?;
+    Ok((capture, buffers))
+}
+
+pub async fn pass(mut capture: Capture, buffer: EpochBuffer) -> Done {
+    let passed = capture.precopy(buffer).await;
+    Done::Passed(passed.map(|(buffer, report)| (capture, buffer, report)).map_err(|error| error.to_string()))
+}
+
+pub async fn checkpoint(
+    mut capture: Capture,
+    mut buffer: EpochBuffer,
+    epoch: Epoch,
+    ahead: bool,
+    at_stop: AtStop,
+) -> Done {
+    if ahead {
+        for _ in 0..PASSES_MAX {
+            match capture.precopy(buffer).await {
+                Ok((filled, report)) => {
+                    buffer = filled;
+                    if report.pages < PASS_PAGES_MIN {
+                        break;
+                    }
+                }
+                Err(error) => return Done::Captured(epoch, Err(error.to_string())),
+            }
+        }
+    }
+    let taken = capture.checkpoint(buffer, at_stop).await;
+    Done::Captured(epoch, taken.map(|taken| (capture, Box::new(taken))).map_err(|error| error.to_string()))
+}

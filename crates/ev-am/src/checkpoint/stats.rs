@@ -1,0 +1,121 @@
+//! What Level 3 costs, over the last seconds: pauses, epochs, bytes, lag.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ev_core::checkpoint::Epoch;
+use ev_core::report::{Level3Report, Level3State};
+use ev_net::OutputHold;
+
+/// Pauses that are remembered.
+const PAUSES_MAX: usize = 1024;
+/// Rates are over this time.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// The newest pauses, and what was sent.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pauses: VecDeque<(Instant, Duration)>,
+    lags: VecDeque<Duration>,
+    /// Ends of pauses whose checkpoint was not confirmed.
+    unconfirmed: VecDeque<(Epoch, Instant)>,
+    /// Counters as they were read, for the rates.
+    sent: VecDeque<(Instant, u64, u64)>,
+    confirmed: Epoch,
+    pub last_end: Option<String>,
+}
+
+impl Stats {
+    /// A session begins: its epochs count from one again.
+    pub fn begin(&mut self) {
+        self.unconfirmed.clear();
+        self.sent.clear();
+        self.confirmed = Epoch::NONE;
+    }
+
+    pub fn paused(&mut self, epoch: Epoch, pause: Duration) {
+        keep(&mut self.pauses, (Instant::now(), pause));
+        self.unconfirmed.push_back((epoch, Instant::now()));
+    }
+
+    pub fn confirmed(&mut self, epoch: Epoch) {
+        self.confirmed = self.confirmed.max(epoch);
+        while let Some((first, at)) = self.unconfirmed.front().copied().filter(|(first, _)| *first <= epoch) {
+            tracing::trace!(%first, "confirmed");
+            keep(&mut self.lags, at.elapsed());
+            self.unconfirmed.pop_front();
+        }
+    }
+
+    /// What was sent in this session so far.
+    pub fn sent(&mut self, pages: u64, bytes: u64) {
+        let now = Instant::now();
+        self.sent.push_back((now, pages, bytes));
+        while self.sent.len() > 2 && self.sent.front().is_some_and(|(at, ..)| now - *at > WINDOW) {
+            self.sent.pop_front();
+        }
+    }
+
+    pub fn report(&self, state: Level3State, hold: &OutputHold) -> Level3Report {
+        let now = Instant::now();
+        let recent: Vec<Duration> =
+            self.pauses.iter().filter(|(at, _)| now - *at <= WINDOW).map(|(_, pause)| *pause).collect();
+        let epochs = u64::try_from(recent.len()).unwrap_or(u64::MAX);
+        let (pages_per_s, bytes_per_s) = self.rates();
+        let added = hold.added_delay();
+        Level3Report {
+            state,
+            confirmed: self.confirmed.0,
+            epoch_us: micros(WINDOW).checked_div(epochs).unwrap_or(0),
+            pause_median_us: percentile(&recent, 50),
+            pause_p99_us: percentile(&recent, 99),
+            pages_per_s,
+            bytes_per_s,
+            latency_median_us: added.map_or(0, |added| added.median_us),
+            latency_p99_us: added.map_or(0, |added| added.p99_us),
+            lag_median_us: percentile(&self.lags.iter().copied().collect::<Vec<_>>(), 50),
+            last_end: self.last_end.clone(),
+        }
+    }
+
+    fn rates(&self) -> (u64, u64) {
+        let (Some((from, pages, bytes)), Some((to, pages_now, bytes_now))) = (self.sent.front(), self.sent.back())
+        else {
+            return (0, 0);
+        };
+        let ms = u64::try_from((*to - *from).as_millis()).unwrap_or(u64::MAX);
+        let rate = |before: u64, now: u64| (now.saturating_sub(before) * 1_000).checked_div(ms).unwrap_or(0);
+        (rate(*pages, *pages_now), rate(*bytes, *bytes_now))
+    }
+}
+
+fn keep<T>(values: &mut VecDeque<T>, value: T) {
+    if values.len() >= PAUSES_MAX {
+        values.pop_front();
+    }
+    values.push_back(value);
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Of the values; 0 if there are none.
+fn percentile(values: &[Duration], percent: usize) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let at = sorted.len().saturating_sub(1) * percent / 100;
+    sorted.get(at).copied().map_or(0, micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_values() {
+        let values: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!((percentile(&values, 50), percentile(&values, 99)), (50_000, 99_000));
+        assert_eq!(percentile(&[], 50), 0);
+    }
+}
