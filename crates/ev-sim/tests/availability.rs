@@ -11,20 +11,21 @@
 //! | a proposal that was not answered is taken for lost (seed 5444) | two open gates |
 //! | the durable marker is ignored | a second start under one record |
 
-use ev_sim::availability::run;
+use ev_sim::availability::{Summary, run};
 use ev_sim::rng::seeds;
 
 #[test]
 fn never_two_owners_and_always_back() {
-    let mut takeovers = 0;
+    let mut sum = Summary::default();
     for seed in seeds(0, 10_000) {
         let outcome = std::panic::catch_unwind(|| run(seed));
         match outcome {
-            Ok(summary) => takeovers += summary.takeovers,
+            Ok(summary) => sum.add(summary),
             Err(_) => panic!("seed {seed} failed; run it alone with EVENKEEL_SEED={seed}"),
         }
     }
     if std::env::var_os("EVENKEEL_SEED").is_none() {
-        assert!(takeovers > 2_000, "only {takeovers} takeovers: the faults do not bite");
+        assert!(sum.takeovers > 2_000, "the faults do not bite: {sum:?}");
+        assert!(sum.went_on > 1_000 && sum.went_on_from_frozen > 200, "too little happens at level 3: {sum:?}");
     }
 }

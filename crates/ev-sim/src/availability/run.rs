@@ -2,22 +2,34 @@
 
 use ev_core::authority::Power;
 use ev_core::availability::keeper::Event;
+use ev_core::checkpoint::{Phase, Primary};
 use ev_core::report::{AmReport, GuestState};
+use ev_core::vm::Level;
 
 use super::host::Life;
-use super::world::{DISK, InFlight, STEP_MS, VM, World};
+use super::world::{InFlight, STEP_MS, VM, World};
 
 /// How long faults happen, and how long the world then has to come right.
 const FAULTS_MS: u64 = 40_000;
 const CALM_MS: u64 = 40_000;
-/// An AM wishes its partner's replica away after this time without it, and back after that time with it.
-const PARTNER_TIMEOUT_MS: u64 = 1_000;
-const COPY_MS: u64 = 2_000;
+/// A guest that was not seen for so long does not act.
+const UNSEEN_MS: u64 = 2_000;
 
 /// What a run came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
     pub takeovers: u64,
+    /// Guests that went on from memory, and those of them whose old host came back and still had the guest.
+    pub went_on: u64,
+    pub went_on_from_frozen: u64,
+}
+
+impl Summary {
+    pub fn add(&mut self, other: Self) {
+        self.takeovers += other.takeovers;
+        self.went_on += other.went_on;
+        self.went_on_from_frozen += other.went_on_from_frozen;
+    }
 }
 
 /// Runs one seed.
@@ -39,12 +51,13 @@ pub fn run(seed: u64) -> Summary {
         world.now_ms += STEP_MS;
     }
     check_end(&world);
-    Summary { takeovers: world.takeovers }
+    world.summary
 }
 
 fn step(world: &mut World) {
     elect(world);
     world.deliver();
+    world.tend_link();
     if world.now_ms.is_multiple_of(100) {
         world.heartbeats();
     }
@@ -60,7 +73,9 @@ fn step(world: &mut World) {
         }
         world.keep(index, Event::Tick);
         report(world, index);
-        partner(world, index);
+        world.mirror(index);
+        world.run_guest(index);
+        world.checkpoints(index);
     }
 }
 
@@ -133,33 +148,12 @@ fn report(world: &mut World, index: usize) {
     }
 }
 
-/// Stands in for the mirror: the partner's replica is wished away when its AM can't be reached, and back after a copy.
-fn partner(world: &mut World, index: usize) {
-    let other = 1 - index;
-    let reachable = world.hosts[other].life == Life::Up
-        && world.hosts[other].keeper.is_some()
-        && (!world.private_cut || world.connected(index, other));
-    let host = &mut world.hosts[index];
-    if host.partner_reachable != reachable {
-        host.partner_reachable = reachable;
-        host.partner_changed_ms = world.now_ms;
-    }
-    let for_ms = world.now_ms - host.partner_changed_ms;
-    let host = world.hosts[other].id;
-    if !reachable && for_ms == PARTNER_TIMEOUT_MS {
-        world.keep(index, Event::ReplicaLost { disk: DISK, host });
-    }
-    if reachable && for_ms >= COPY_MS && for_ms.is_multiple_of(COPY_MS) {
-        world.keep(index, Event::ReplicaGood { disk: DISK, host });
-    }
-}
-
 fn faults(world: &mut World, faulty: u64) {
     if !world.rng.per_mille(faulty) {
         return;
     }
     let index = usize::from(world.rng.per_mille(500));
-    match world.rng.within(0..12) {
+    match world.rng.within(0..14) {
         0 => world.crash(index),
         1 => {
             if world.hosts[index].life == Life::Up {
@@ -176,6 +170,11 @@ fn faults(world: &mut World, faulty: u64) {
         8 => world.private_cut = !world.private_cut,
         9 => world.crash_am(index),
         10 => world.kill_guest(index),
+        11 => {
+            let host = world.hosts[1 - index].id;
+            world.keep(index, Event::SwitchTo { host });
+        }
+        12 => world.change_level(),
         _ => {
             world.crash(0);
             world.crash(1);
@@ -207,10 +206,16 @@ fn heal(world: &mut World) {
 fn check_end(world: &World) {
     let record = &world.vm().authority;
     assert!(matches!(record.power, Power::On { .. }), "the guest is off at the end: {record:?}");
-    let acting: Vec<usize> = (0..2).filter(|index| world.hosts[*index].lets_out(world.now_ms)).collect();
+    let seen_lately = |index: &usize| world.hosts[*index].let_out.is_some_and(|(_, at)| world.now_ms - at < UNSEEN_MS);
+    let acting: Vec<usize> = (0..2).filter(seen_lately).collect();
     let states: Vec<Option<GuestState>> =
         world.hosts.iter().map(|host| host.keeper.as_ref().map(|keeper| keeper.guest_state())).collect();
     let [index] = acting[..] else { panic!("{} guests act at the end: {record:?} {states:?}", acting.len()) };
     assert_eq!(record.active, Some(world.hosts[index].id), "the guest acts on a host that the record does not name");
     assert!(record.standby.is_some(), "the PVM is not redundant at the end: {record:?}");
+    let phase = world.hosts[index].pair.primary.as_ref().map(Primary::phase);
+    assert!(
+        world.vm().level != Level::System || record.memory.is_some() && phase == Some(Phase::Protected),
+        "the guest could not go on at the end: {record:?} {phase:?}"
+    );
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ev_core::authority::{Authority, AuthorityChange};
-use ev_core::availability::keeper::{Action, Event, Gate};
+use ev_core::authority::{Authority, AuthorityChange, Origin, Power};
+use ev_core::availability::keeper::{Action, Event, Gate, Role};
 use ev_core::availability::master::Path;
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, NetworkId, PoolId, VmId};
 use ev_core::pool::{
@@ -15,7 +15,10 @@ use ev_core::report::{AmReport, EndCause};
 use ev_core::vm::{Boot, Desired, DiskConfig, Firmware, Level, Vm, VmConfig};
 use uuid::Uuid;
 
-use super::host::{Host, Life};
+use super::checkpoints::Link;
+use super::content::Branches;
+use super::host::{Checkpoint, Host, Life, Mirror, Qemu};
+use super::run::Summary;
 use crate::rng::Rng;
 
 pub(super) const VM: VmId = VmId(Uuid::from_u128(1));
@@ -63,6 +66,18 @@ pub(super) enum InFlight {
     },
 }
 
+/// What the outside has seen of the guest, and of which of its lives.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    since: Generation,
+    of: Checkpoint,
+    /// Real time at which this life was first seen.
+    first_ms: Option<u64>,
+}
+
+/// Confirmed just before the guest went on elsewhere, frames may still come so long after it was seen there.
+const LATE_MS: u64 = 600;
+
 pub(super) struct World {
     pub(super) rng: Rng,
     pub(super) now_ms: u64,
@@ -73,12 +88,20 @@ pub(super) struct World {
     /// The private links between the two AMs.
     pub(super) private_cut: bool,
     pub(super) state: PoolState,
+    first: PoolState,
     pub(super) leader: Option<usize>,
     pub(super) term: u64,
     pub(super) leader_lost_ms: Option<u64>,
     queue: VecDeque<(u64, InFlight)>,
     starts: BTreeMap<Generation, usize>,
-    pub(super) takeovers: u64,
+    /// Who held the memory when the record let a guest go on, by the new `since`.
+    holders: BTreeMap<Generation, HostId>,
+    pub(super) memories: Branches,
+    pub(super) disks: Branches,
+    /// What the outside has seen.
+    seen: Option<Seen>,
+    pub(super) link: Link,
+    pub(super) summary: Summary,
     /// Faults are over: messages are no longer lost or late.
     pub(super) calm: bool,
 }
@@ -86,7 +109,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let hosts = [1, 2].map(|id| Host::new(MemberId(id), rng.within(0..1 << 40), rng.within(975..1_026)));
+        let mut disks = Branches::default();
+        let empty = disks.fork(None, 0);
+        let hosts = [1, 2].map(|id| Host::new(MemberId(id), rng.within(0..1 << 40), rng.within(975..1_026), empty));
+        let level = if rng.per_mille(600) { Level::System } else { Level::Component };
         let mut world = Self {
             rng,
             now_ms: 0,
@@ -94,13 +120,19 @@ impl World {
             quorum_up: true,
             cuts: BTreeSet::new(),
             private_cut: false,
-            state: first_state(),
+            state: first_state(level),
+            first: first_state(level),
             leader: None,
             term: 0,
             leader_lost_ms: Some(0),
             queue: VecDeque::new(),
             starts: BTreeMap::new(),
-            takeovers: 0,
+            holders: BTreeMap::new(),
+            memories: Branches::default(),
+            disks,
+            seen: None,
+            link: Link::default(),
+            summary: Summary::default(),
             calm: false,
         };
         for index in 0..2 {
@@ -126,7 +158,7 @@ impl World {
 
     pub(super) fn start_am(&mut self, index: usize) {
         // The configuration file may be old: any record up to the newest. The first one is the oldest that there is.
-        let vm = if self.rng.per_mille(500) { self.vm().clone() } else { first_state().vms[&VM].clone() };
+        let vm = if self.rng.per_mille(500) { self.vm().clone() } else { self.first.vms[&VM].clone() };
         let actions = self.hosts[index].start_am(self.now_ms, GRACE, vm);
         self.perform(index, actions);
     }
@@ -201,12 +233,19 @@ impl World {
     }
 
     pub(super) fn commit(&mut self, command: Command) -> Outcome {
-        let active = self.vm().authority.active;
+        let Authority { active, memory, .. } = self.vm().authority;
+        self.trace(|| format!("{command:?}"));
         let outcome = self.state.apply(Stamped { unix_ms: self.now_ms, command });
         if let Outcome::Authority(record) = &outcome {
             if record.active != active {
-                self.takeovers += 1;
+                self.summary.takeovers += 1;
             }
+            if let (Origin::Memory, Power::On { since }) = (record.origin, record.power)
+                && since == record.generation
+            {
+                self.holders.insert(since, memory.expect("the record named a holder"));
+            }
+            self.trace(|| format!("{record:?}"));
             let vm = Box::new(self.vm().clone());
             for to in 0..2 {
                 if self.rng.per_mille(700) {
@@ -232,9 +271,10 @@ impl World {
     fn perform(&mut self, index: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Start { since } | Action::Continue { since } => self.start_guest(index, since),
-                Action::Pause => self.send(InFlight::Done { on: index, event: Event::PausedNow }),
-                Action::Resume => self.send(InFlight::Done { on: index, event: Event::ResumedNow }),
+                Action::Start { since } => self.start_guest(index, since),
+                Action::Continue { since } => self.continue_guest(index, since),
+                Action::Pause => self.pause(index, true, Event::PausedNow),
+                Action::Resume => self.pause(index, false, Event::ResumedNow),
                 Action::End { cause } => {
                     self.hosts[index].qemu = None;
                     self.send(InFlight::Done { on: index, event: Event::Ended { cause, clean: false } });
@@ -246,21 +286,106 @@ impl World {
                 }
                 Action::Propose { seen, change } => self.send(InFlight::Propose { from: index, seen, change }),
                 Action::Gate(gate) => self.hosts[index].gate = gate,
-                Action::SetRoles { .. } => {}
-                Action::Leave => self.hosts[index].keeper = None,
+                Action::SetRoles { role, .. } => self.set_role(index, role),
+                Action::Leave => self.hosts[index].crash_am(),
             }
         }
     }
 
-    fn start_guest(&mut self, index: usize, since: Generation) {
+    fn set_role(&mut self, index: usize, role: Role) {
+        let was = std::mem::replace(&mut self.hosts[index].pair.role, Some(role));
+        let coordinates = |role: Option<Role>| matches!(role, Some(Role::Coordinator { .. }));
+        if coordinates(Some(role)) && !coordinates(was) {
+            self.becomes_coordinator(index);
+        }
+    }
+
+    fn pause(&mut self, index: usize, paused: bool, done: Event) {
+        if let Some(qemu) = &mut self.hosts[index].qemu {
+            qemu.paused = paused;
+        }
+        self.send(InFlight::Done { on: index, event: done });
+    }
+
+    fn mark_started(&mut self, index: usize, since: Generation) {
         let host = &mut self.hosts[index];
         assert!(host.started < since, "a guest was started twice on one host under {since}");
         host.started = since;
-        host.qemu = Some(since);
         if let Some(other) = self.starts.insert(since, index) {
             panic!("the guest of {since} was started on host {other} and on host {index}");
         }
+    }
+
+    /// The guest boots: its memory is new, its disks are what lies here.
+    fn start_guest(&mut self, index: usize, since: Generation) {
+        self.mark_started(index, since);
+        let (memory, from) = (self.memories.fork(None, self.now_ms), self.hosts[index].disk);
+        let disk = self.disks.fork(Some(from), self.now_ms);
+        if let Some(seen) = self.seen {
+            assert!(
+                self.disks.contain(disk, seen.of.disk),
+                "at {} ms host {index} starts from {from:?}, and {seen:?} was seen",
+                self.now_ms
+            );
+        }
+        self.hosts[index].disk = disk;
+        if let Mirror::InStep { .. } = self.hosts[index].pair.mirror {
+            self.hosts[1 - index].disk = disk;
+        }
+        self.hosts[index].pair.image = None;
+        self.hosts[index].qemu = Some(Qemu { since, memory, disk, paused: false });
+        self.seen = Some(Seen { since, of: Checkpoint { memory, disk }, first_ms: None });
         self.send(InFlight::Done { on: index, event: Event::Started });
+    }
+
+    fn continue_guest(&mut self, index: usize, since: Generation) {
+        self.mark_started(index, since);
+        assert_eq!(self.holders.get(&since), Some(&self.hosts[index].id), "it goes on where nobody held its memory");
+        let Some(qemu) = self.go_on(index) else {
+            let why = EndCause::StartFailed("the memory is lost".to_owned());
+            return self.send(InFlight::Done { on: index, event: Event::Ended { cause: why, clean: false } });
+        };
+        let of = Checkpoint { memory: qemu.memory, disk: qemu.disk };
+        if let Some(seen) = self.seen {
+            let all = self.memories.contain(of.memory, seen.of.memory) && self.disks.contain(of.disk, seen.of.disk);
+            assert!(all, "at {} ms the guest goes on from {of:?}, and {seen:?} was seen", self.now_ms);
+        }
+        self.seen = Some(Seen { since, of, first_ms: None });
+        self.hosts[index].qemu = Some(qemu);
+        self.summary.went_on += 1;
+        self.summary.went_on_from_frozen += u64::from(self.hosts[1 - index].life == Life::Frozen);
+        self.send(InFlight::Done { on: index, event: Event::Started });
+    }
+
+    /// The guest does something and writes it, as far as it may.
+    pub(super) fn run_guest(&mut self, index: usize) {
+        let acknowledges = self.hosts[index].keeper.is_some() && self.acknowledges(index);
+        let in_step = matches!(self.hosts[index].pair.mirror, Mirror::InStep { .. });
+        let now_ms = self.now_ms;
+        let host = &mut self.hosts[index];
+        let pausing = host.pair.pausing.is_some();
+        let Some(qemu) = host.qemu.as_mut().filter(|qemu| !qemu.paused && !pausing) else { return };
+        qemu.memory = qemu.memory.at(now_ms);
+        if acknowledges {
+            qemu.disk = qemu.disk.at(now_ms);
+            let disk = qemu.disk;
+            host.disk = disk;
+            if in_step {
+                self.hosts[1 - index].disk = disk;
+            }
+        }
+    }
+
+    /// Somebody raises or lowers the level.
+    pub(super) fn change_level(&mut self) {
+        let level = match self.vm().level {
+            Level::System => Level::Component,
+            Level::Unprotected | Level::Restart | Level::Component => Level::System,
+        };
+        if self.leader.is_some_and(|leader| self.reaches_majority(leader)) {
+            let hosts = self.vm().hosts.clone();
+            self.commit(Command::VmPlace { id: VM, level, hosts });
+        }
     }
 
     /// A host loses power; a leader does not come back as one.
@@ -296,16 +421,58 @@ impl World {
     }
 
     /// What must hold at every instant.
-    pub(super) fn check(&self) {
-        let acting: Vec<usize> = (0..2).filter(|index| self.hosts[*index].lets_out(self.now_ms)).collect();
-        assert!(acting.len() < 2, "both hosts' gates are open at {} ms", self.now_ms);
-        if let [index] = acting[..] {
+    pub(super) fn check(&mut self) {
+        let free: Vec<usize> = (0..2).filter(|index| self.hosts[*index].lets_out_freely(self.now_ms)).collect();
+        assert!(free.len() < 2, "both hosts' gates are open at {} ms", self.now_ms);
+        if let [index] = free[..] {
             let newest = self.vm().authority.generation;
             let named = self.vm().authority.active == Some(self.hosts[index].id);
             assert!(
                 named || matches!(self.hosts[index].gate, Gate::OpenUntil(_)),
                 "host {index} acts without a lease against record {newest}"
             );
+        }
+        for index in 0..2 {
+            self.look_outside(index);
+        }
+    }
+
+    /// What is seen of the guest on this host.
+    fn look_outside(&mut self, index: usize) {
+        let (Some(out), Some(qemu)) = (self.hosts[index].lets_out(self.now_ms), self.hosts[index].qemu) else { return };
+        if self.hosts[index].let_out.is_some_and(|(last, _)| last == out) {
+            return;
+        }
+        self.hosts[index].let_out = Some((out, self.now_ms));
+        let seen = self.seen.get_or_insert(Seen { since: qemu.since, of: out, first_ms: None });
+        let news = !self.memories.contain(seen.of.memory, out.memory);
+        if qemu.since == seen.since {
+            seen.first_ms.get_or_insert(self.now_ms);
+        }
+        if news {
+            assert!(
+                qemu.since == seen.since && self.memories.contain(out.memory, seen.of.memory),
+                "at {} ms host {index} lets {out:?} out, and {seen:?} was seen",
+                self.now_ms
+            );
+            seen.of = out;
+        }
+    }
+
+    /// A host lets go what was confirmed.
+    pub(super) fn released(&self, index: usize) {
+        let (Some(seen), Some(qemu)) = (self.seen, self.hosts[index].qemu) else { return };
+        let late = qemu.since < seen.since && seen.first_ms.is_some_and(|first| self.now_ms - first > LATE_MS);
+        assert!(
+            !late || !self.hosts[index].gate_is_open(self.now_ms),
+            "at {} ms host {index} lets frames out long after the guest was seen elsewhere",
+            self.now_ms
+        );
+    }
+
+    pub(super) fn trace(&self, what: impl FnOnce() -> String) {
+        if std::env::var_os("EVENKEEL_TRACE").is_some() {
+            eprintln!("{:6} ms  {}", self.now_ms, what());
         }
     }
 
@@ -344,8 +511,8 @@ fn member(id: u64, kind: MemberKind) -> Member {
     }
 }
 
-/// A pool of two hosts and a quorum server with one PVM at level 2, in sync, wished to run.
-fn first_state() -> PoolState {
+/// A pool of two hosts and a quorum server with one PVM, in sync, wished to run.
+fn first_state(level: Level) -> PoolState {
     let mut state = PoolState::default();
     let mut apply = |command| {
         let outcome = state.apply(Stamped { unix_ms: 0, command });
@@ -371,7 +538,7 @@ fn first_state() -> PoolState {
     let host: HostId = MemberId(1);
     apply(Command::VmCreate { id: VM, name: "vm".to_owned(), config: Box::new(config), host });
     let hosts = [MemberId(1), MemberId(2)].into_iter().collect();
-    apply(Command::VmPlace { id: VM, level: Level::Component, hosts });
+    apply(Command::VmPlace { id: VM, level, hosts });
     let change = AuthorityChange::ReplicaGood { disk: DISK, host: MemberId(2) };
     apply(Command::VmAuthority { id: VM, if_generation: Generation(2), change });
     apply(Command::VmDesire { id: VM, desired: Desired::Running });
