@@ -275,8 +275,7 @@ impl World {
         let Checkpoint { memory, disk } = image.newest?;
         let now_ms = self.now_ms;
         let memory = self.memories.fork(Some(memory), now_ms);
-        let disk = self.disks.fork(Some(disk), now_ms);
         self.hosts[index].disk = disk;
-        Some(Qemu { since: self.hosts[index].started, memory, disk, paused: false })
+        Some(Qemu { since: self.hosts[index].started, memory, disk, wrote: false, paused: false })
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Qemu {
     pub(super) memory: Content,
     /// What was written to disk and acknowledged.
     pub(super) disk: Content,
+    /// Whether it has written anything yet.
+    pub(super) wrote: bool,
     pub(super) paused: bool,
 }
 

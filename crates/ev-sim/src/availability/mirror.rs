@@ -1,6 +1,6 @@
 //! Stands in for the mirror: which writes are acknowledged, what the other replica has, and what is wished of the record.
 
-use ev_core::availability::keeper::Event;
+use ev_core::availability::keeper::{Event, Role};
 use ev_core::ids::Generation;
 use ev_core::vm::Level;
 
@@ -16,6 +16,12 @@ impl World {
     pub(super) fn pair_connected(&self) -> bool {
         let up = self.hosts.iter().all(|host| host.life == Life::Up && host.keeper.is_some());
         up && (!self.private_cut || self.connected(0, 1))
+    }
+
+    /// Whether the other host's AM takes this one's writes: not while it believes that it serves the guest itself.
+    fn partner_serves(&self, index: usize) -> bool {
+        let role = self.hosts[1 - index].pair.role;
+        self.pair_connected() && matches!(role, Some(Role::Replica { .. }))
     }
 
     /// A host's AM is the one that serves the guest from now on.
@@ -40,7 +46,7 @@ impl World {
     pub(super) fn acknowledges(&self, index: usize) -> bool {
         let open = self.hosts[index].gate_is_open(self.now_ms);
         match self.hosts[index].pair.mirror {
-            Mirror::InStep { .. } => open && self.pair_connected(),
+            Mirror::InStep { .. } => open && self.partner_serves(index),
             Mirror::Behind => open,
             Mirror::Ahead => true,
             Mirror::Waiting { .. } => false,
@@ -49,7 +55,7 @@ impl World {
 
     pub(super) fn mirror(&mut self, index: usize) {
         let other = self.hosts[1 - index].id;
-        let reachable = self.pair_connected();
+        let reachable = self.partner_serves(index);
         let host = &mut self.hosts[index];
         if host.partner_reachable != reachable {
             host.partner_reachable = reachable;

@@ -149,11 +149,14 @@ fn report(world: &mut World, index: usize) {
 }
 
 fn faults(world: &mut World, faulty: u64) {
+    if let Some((index, _)) = world.doomed.take_if(|(_, at_ms)| *at_ms <= world.now_ms) {
+        world.crash(index);
+    }
     if !world.rng.per_mille(faulty) {
         return;
     }
     let index = usize::from(world.rng.per_mille(500));
-    match world.rng.within(0..14) {
+    match world.rng.within(0..15) {
         0 => world.crash(index),
         1 => {
             if world.hosts[index].life == Life::Up {
@@ -175,6 +178,12 @@ fn faults(world: &mut World, faulty: u64) {
             world.keep(index, Event::SwitchTo { host });
         }
         12 => world.change_level(),
+        // A new process has hardly taken the guest up when its host dies.
+        13 => {
+            world.crash_am(index);
+            let at_ms = world.now_ms + world.rng.within(0..1_500);
+            world.doomed = Some((index, at_ms));
+        }
         _ => {
             world.crash(0);
             world.crash(1);

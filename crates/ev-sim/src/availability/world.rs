@@ -87,6 +87,8 @@ pub(super) struct World {
     pub(super) cuts: BTreeSet<(usize, usize)>,
     /// The private links between the two AMs.
     pub(super) private_cut: bool,
+    /// A host that loses power at a time.
+    pub(super) doomed: Option<(usize, u64)>,
     pub(super) state: PoolState,
     first: PoolState,
     pub(super) leader: Option<usize>,
@@ -120,6 +122,7 @@ impl World {
             quorum_up: true,
             cuts: BTreeSet::new(),
             private_cut: false,
+            doomed: None,
             state: first_state(level),
             first: first_state(level),
             leader: None,
@@ -293,7 +296,7 @@ impl World {
     }
 
     fn set_role(&mut self, index: usize, role: Role) {
-        let was = std::mem::replace(&mut self.hosts[index].pair.role, Some(role));
+        let was = self.hosts[index].pair.role.replace(role);
         let coordinates = |role: Option<Role>| matches!(role, Some(Role::Coordinator { .. }));
         if coordinates(Some(role)) && !coordinates(was) {
             self.becomes_coordinator(index);
@@ -319,21 +322,16 @@ impl World {
     /// The guest boots: its memory is new, its disks are what lies here.
     fn start_guest(&mut self, index: usize, since: Generation) {
         self.mark_started(index, since);
-        let (memory, from) = (self.memories.fork(None, self.now_ms), self.hosts[index].disk);
-        let disk = self.disks.fork(Some(from), self.now_ms);
+        let (memory, disk) = (self.memories.fork(None, self.now_ms), self.hosts[index].disk);
         if let Some(seen) = self.seen {
             assert!(
                 self.disks.contain(disk, seen.of.disk),
-                "at {} ms host {index} starts from {from:?}, and {seen:?} was seen",
+                "at {} ms host {index} starts from {disk:?}, and {seen:?} was seen",
                 self.now_ms
             );
         }
-        self.hosts[index].disk = disk;
-        if let Mirror::InStep { .. } = self.hosts[index].pair.mirror {
-            self.hosts[1 - index].disk = disk;
-        }
         self.hosts[index].pair.image = None;
-        self.hosts[index].qemu = Some(Qemu { since, memory, disk, paused: false });
+        self.hosts[index].qemu = Some(Qemu { since, memory, disk, wrote: false, paused: false });
         self.seen = Some(Seen { since, of: Checkpoint { memory, disk }, first_ms: None });
         self.send(InFlight::Done { on: index, event: Event::Started });
     }
@@ -367,6 +365,10 @@ impl World {
         let Some(qemu) = host.qemu.as_mut().filter(|qemu| !qemu.paused && !pausing) else { return };
         qemu.memory = qemu.memory.at(now_ms);
         if acknowledges {
+            if !qemu.wrote {
+                qemu.disk = self.disks.fork(Some(qemu.disk), now_ms);
+                qemu.wrote = true;
+            }
             qemu.disk = qemu.disk.at(now_ms);
             let disk = qemu.disk;
             host.disk = disk;

@@ -19,14 +19,19 @@
 //!
 //! The gate is opened until the end of the lease, never "until told otherwise": it closes by time alone. No lease is needed
 //! while the record names a host that holds the guest's memory (level 3): then nothing passes without that host's
-//! confirmation, and this gate stands open. A process that takes up a running guest does not know what the one before
-//! it held back and asked for: at level 3 its gate stays closed until the other host can't become active.
+//! confirmation, and this gate stands open.
+//!
+//! A process that takes up a running guest does not know what the one before it held back and asked for, and what was
+//! asked for may be committed late. Its gate stays closed until that can do no harm: the other host's replicas count and are
+//! in step (level 2), or they do not count under a record newer than the first that it heard of.
 
 mod settle;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_memory;
+#[cfg(test)]
+mod tests_past;
 #[cfg(test)]
 mod tests_wishes;
 
@@ -212,9 +217,7 @@ pub struct Keeper {
     without_lease_since: Option<Instant>,
     /// No pause for want of a lease before this time.
     first_lease_until: Option<Instant>,
-    /// The guest was taken up from a process before, and the other host may still be made active by what that one let be
-    /// recorded.
-    inherited: bool,
+    past: Past,
     /// The durable marker: the newest `since` under which a guest was started here.
     started: Generation,
     guest: Guest,
@@ -225,6 +228,15 @@ pub struct Keeper {
     gate_set: Gate,
     power_down_asked: Option<Instant>,
     left: bool,
+}
+
+/// What is known of the guest's past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    /// This process started it, or what an earlier one asked for can do no harm any more.
+    Own,
+    /// It was taken up from an earlier process; since then the pool master named this generation first.
+    Inherited { first_heard: Option<Generation> },
 }
 
 /// A change that a disk or the checkpoint engine asked for; the first in this order is proposed first.
@@ -260,7 +272,7 @@ impl Keeper {
             lease_until: None,
             without_lease_since: None,
             first_lease_until: None,
-            inherited: false,
+            past: Past::Own,
             started,
             guest: Guest::Absent,
             wishes: BTreeMap::new(),
@@ -305,9 +317,7 @@ impl Keeper {
     fn take_in(&mut self, now: Instant, event: Event) {
         let needed_lease = self.needs_lease();
         self.note(now, event);
-        if self.heard_master && !self.memory_may_be_held() {
-            self.inherited = false;
-        }
+        self.note_past();
         if self.needs_lease() && !needed_lease {
             self.wait_for_first_lease(now);
         }
@@ -330,7 +340,7 @@ impl Keeper {
             }
             Event::Attached { since, paused } => {
                 self.started = self.started.max(since);
-                self.inherited = true;
+                self.past = Past::Inherited { first_heard: None };
                 self.guest = match paused {
                     Paused::Yes => Guest::Paused { since },
                     Paused::No => Guest::Running { since },
@@ -412,7 +422,7 @@ impl Keeper {
         if let Some(since) = self.guest.alive_since() {
             self.guest = Guest::Ended { since, cause, clean };
         }
-        self.inherited = false;
+        self.past = Past::Own;
         self.power_down_asked = None;
     }
 
@@ -428,20 +438,44 @@ impl Keeper {
         match self.vm.level {
             Level::Unprotected => false,
             Level::Restart | Level::Component => true,
-            Level::System => self.vm.authority.memory.is_none() || self.inherited,
+            Level::System => self.vm.authority.memory.is_none() || self.is_heir(),
+        }
+    }
+
+    fn note_past(&mut self) {
+        let Past::Inherited { first_heard } = &mut self.past else { return };
+        if self.heard_master {
+            first_heard.get_or_insert(self.vm.authority.generation);
+            if self.wish_of_heir().is_none() {
+                self.past = Past::Own;
+            }
+        }
+    }
+
+    fn is_heir(&self) -> bool {
+        matches!(self.past, Past::Inherited { .. })
+    }
+
+    /// Who took up a guest asks first for a record under which nothing that the process before asked for can be committed, and
+    /// by which nothing counts that only that one knew the state of.
+    fn wish_of_heir(&self) -> Option<Wish> {
+        let Past::Inherited { first_heard } = self.past else { return None };
+        if self.vm.level == Level::Unprotected {
+            return None;
+        }
+        let record = &self.vm.authority;
+        let partner = self.vm.hosts.iter().copied().find(|host| *host != self.host)?;
+        match record.good.iter().find(|(_, good)| !good.contains(&partner)) {
+            None => self.memory_may_be_held().then_some(Wish::StandbyLost(partner)),
+            // It may have said that this replica is good now; what this process acknowledges is not in it.
+            Some((disk, _)) if first_heard == Some(record.generation) => Some(Wish::Lost(*disk, partner)),
+            Some(_) => None,
         }
     }
 
     /// Whether the other host holds the guest's memory by this record, or can by a proposal that is under way.
     fn memory_may_be_held(&self) -> bool {
-        let record = &self.vm.authority;
-        self.vm.level == Level::System && record.holds_all_good(self.host) && self.partner_that_counts().is_some()
-    }
-
-    /// The other host, if it holds a good replica of every disk.
-    fn partner_that_counts(&self) -> Option<HostId> {
-        let counts = |host: &HostId| *host != self.host && self.vm.authority.holds_all_good(*host);
-        self.vm.hosts.iter().copied().find(counts)
+        self.vm.level == Level::System && self.vm.hosts.iter().all(|host| self.vm.authority.holds_all_good(*host))
     }
 
     fn lease_is_valid(&self, now: Instant) -> bool {

@@ -118,7 +118,7 @@ impl Keeper {
     fn settle_gate(&mut self, now: Instant, out: &mut Vec<Action>) {
         let ordered = self.guest.alive_since().is_some() && self.guest.alive_since() == self.ordered_since();
         let ending = matches!(self.guest, Guest::Ending { .. });
-        let unknown_past = self.inherited && self.vm.level == Level::System;
+        let unknown_past = self.is_heir() && self.vm.level != Level::Unprotected;
         let gate = match self.lease_until {
             _ if !ordered || ending || unknown_past => Gate::Closed,
             _ if !self.needs_lease() => Gate::Open,
@@ -172,17 +172,11 @@ impl Keeper {
             return;
         }
         let first = self.wishes.first_key_value().map(|(wish, _)| *wish);
-        let Some(wish) = self.wish_of_heir().or(first) else { return };
+        let ending = matches!(self.guest, Guest::Ending { .. });
+        let Some(wish) = self.wish_of_heir().filter(|_| !ending).or(first) else { return };
         let change = self.change_wished(wish);
         self.proposal = Some((record.generation, now));
         out.push(Action::Propose { seen: record.generation, change });
-    }
-
-    /// Who took up a guest without knowing what was held back of it asks first for a record by which that is all the same.
-    fn wish_of_heir(&self) -> Option<Wish> {
-        let ending = matches!(self.guest, Guest::Ending { .. });
-        let asks = self.inherited && self.memory_may_be_held() && self.guest.alive_since().is_some() && !ending;
-        self.partner_that_counts().filter(|_| asks).map(Wish::StandbyLost)
     }
 
     fn change_wished(&self, wish: Wish) -> AuthorityChange {

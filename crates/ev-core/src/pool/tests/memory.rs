@@ -145,11 +145,12 @@ fn what_was_written_before_a_clean_end_is_where_the_guest_ran() {
 
 #[test]
 fn another_level_or_other_hosts_end_it_with_the_standbys_disks() {
-    let both = [Level::Component, Level::Restart];
-    for (level, make) in
-        both.into_iter().flat_map(|level| [(level, memory_held as fn() -> PoolState), (level, running)])
-    {
-        let mut state = make();
+    for (level, mut state) in [
+        (Level::Component, memory_held()),
+        (Level::Restart, memory_held()),
+        // Not on record yet, and yet it may be ahead.
+        (Level::Component, running()),
+    ] {
         let before = state.generation(1);
         state.must(place(1, level, &[H1, H2]));
         assert_eq!((state.generation(1), state.record(1).memory), (before.next(), None));
