@@ -175,6 +175,10 @@ impl Am {
                 self.on_epoch(DiskNotice::Lost { disk, session });
                 Stay::Yes
             }
+            DiskEvent::AheadStuck { disk, session } => {
+                tracing::warn!(%disk, %session, "the guest waits for a disk that failed here; it can go on on the standby");
+                Stay::Yes
+            }
             DiskEvent::Trouble { disk, text } => {
                 tracing::warn!(%disk, text, "a disk is in trouble");
                 self.troubles.note(disk, text);

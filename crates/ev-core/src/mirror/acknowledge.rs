@@ -79,8 +79,9 @@ pub fn decide(op: OpId, required: Required, local: Leg, partner: Leg) -> Decisio
     }
 }
 
-/// The decision while this side writes ahead (Level 3): what comes of the guest's write is held back until the partner has its epoch, so
-/// this replica is all that the guest itself waits for. If it fails the guest waits too: it goes on from the partner's.
+/// The decision while writing ahead: what the guest is told here is seen by nobody else before the partner's host holds its
+/// epoch, or the record does without the partner. So only this host's replica counts. One that failed keeps the guest waiting: it
+/// goes on elsewhere, from a moment at which it had not asked for this.
 #[must_use]
 pub fn decide_ahead(op: OpId, local: Leg) -> Decision {
     match local {
@@ -107,6 +108,15 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn ahead_of_the_partner_only_what_is_done_here_is_acknowledged_and_nothing_fails() {
+        for local in LEGS {
+            let expected = local == Leg::Done;
+            assert_eq!(matches!(decide_ahead(OpId(1), local), Decision::Acknowledge(_)), expected, "{local:?}");
+            assert_ne!(decide_ahead(OpId(1), local), Decision::Fail, "{local:?}");
         }
     }
 

@@ -8,13 +8,30 @@ use super::extent::Extent;
 use super::history::ReplicaInfo;
 
 /// Names an operation from its beginning to its end, here and on the link. The caller numbers the guest's operations, rising,
-/// below [`OpId::OWN`]; the engine numbers its own from there on.
+/// below [`OpId::BESIDE`]; the engine numbers its own from [`OpId::OWN`] on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
 impl OpId {
     /// First number of the engine's own operations.
     pub const OWN: u64 = 1 << 63;
+    /// First number under which a replica keeps what it has staged: numbers of another process of the coordinator may be the same as
+    /// those under which it came.
+    pub const STAGED: u64 = 1 << 62;
+    /// First number of what a caller does on a replica beside the engine.
+    pub const BESIDE: u64 = 1 << 61;
+
+    /// Whether a replica keeps staged data under it.
+    #[must_use]
+    pub fn is_staged(self) -> bool {
+        (Self::STAGED..Self::OWN).contains(&self.0)
+    }
+
+    /// Whether an engine does not know it.
+    #[must_use]
+    pub fn is_beside(self) -> bool {
+        (Self::BESIDE..Self::STAGED).contains(&self.0)
+    }
 }
 
 /// When a write has to be on stable storage.
@@ -78,6 +95,13 @@ pub enum CopyKind {
     Full,
 }
 
+/// Whether a replica has a session of checkpoints on. Then it takes no writes but those of the session, before a copy begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epochs {
+    None,
+    Held,
+}
+
 /// What a side says of itself when a link comes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
@@ -87,6 +111,7 @@ pub struct Hello {
     /// Newest record that the sender has acted on.
     pub generation: Generation,
     pub replica: ReplicaInfo,
+    pub epochs: Epochs,
 }
 
 /// Messages of the link, without the data, which travels under the operation's number.
@@ -108,6 +133,12 @@ pub enum Message {
     },
     Flush {
         op: OpId,
+    },
+    /// Everything before it belongs to this epoch or an earlier one. From the first one of a session on, writes and flushes are
+    /// staged until they are told to be applied.
+    EpochEnd {
+        session: Session,
+        epoch: Epoch,
     },
     Read {
         op: OpId,
@@ -147,13 +178,6 @@ pub enum Message {
     CopyEnd {
         op: OpId,
         current: Generation,
-    },
-
-    /// (Level 3) All writes and flushes up to here belong to this epoch or earlier ones. After a session's first one the
-    /// receiver keeps what comes aside until it is told that its epoch is complete.
-    EpochEnd {
-        session: Session,
-        epoch: Epoch,
     },
 }
 
@@ -207,10 +231,12 @@ pub enum CloseReason {
     CopyAgain,
     #[error("this side's role in the record has changed")]
     RoleChanged,
-    #[error("checkpoints are given up; the partner's replica is brought in step anew")]
-    EpochsOver,
-    #[error("epochs of a checkpointed guest are kept here until it is known that nobody goes on from them")]
-    EpochsKept,
+    #[error("the guest is no longer protected by checkpoints; the partner is brought in step by a copy")]
+    EpochsEnded,
+    #[error("the partner marked an epoch that does not follow its last one; protection by checkpoints begins anew")]
+    EpochOutOfOrder,
+    #[error("the epochs that were staged here are lost; protection by checkpoints begins anew after a copy")]
+    EpochsLost,
 }
 
 /// What a person should know.
@@ -238,6 +264,21 @@ pub enum Trouble {
         "the record calls this host's replica good, but it holds no complete state of the disk; it can't be served from here"
     )]
     NotServable,
+    #[error(
+        "a block of this host's replica can't be read, and the standby's replica is older; the guest waits until it goes on from the standby's memory, check the storage"
+    )]
+    ReadWaits,
+}
+
+/// Why an epoch can't be marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MarkRefusal {
+    /// The partner is not linked in step, or not both replicas count and work.
+    NotInStep,
+    /// One of the replicas is being brought back.
+    Copying,
+    /// It does not follow the last one of the session.
+    OutOfOrder,
 }
 
 /// Outcome of a comparison of both replicas.
@@ -284,24 +325,29 @@ pub enum Action {
     Trouble(Trouble),
     /// The comparison that was asked for is over.
     Verified(Verified),
-    /// (Level 3) The coordinator has put the end of the epoch behind all that was written; or it can't write ahead now.
-    Marked {
+    /// The answer to a mark: whether it is sent.
+    Marked(Result<(), MarkRefusal>),
+    /// While writing ahead this host's replica failed, or can't be read somewhere: the guest's operations wait.
+    AheadStuck {
         session: Session,
-        epoch: Epoch,
-        ok: bool,
     },
-    /// (Level 3) The replica has all of this epoch; whether the guest flushed in it.
+    /// The data of `op`, if it has any, is kept under `staged` from now on.
+    Stage {
+        op: OpId,
+        staged: OpId,
+    },
+    /// This epoch is staged whole. `flushed`: the guest asked in it that something be durable.
     EpochStaged {
         session: Session,
         epoch: Epoch,
         flushed: bool,
     },
-    /// (Level 3) The replica holds what the guest wrote up to the end of this epoch, durably as far as it flushed.
+    /// Everything up to this epoch is written, and durable as far as it was flushed.
     EpochApplied {
         session: Session,
         epoch: Epoch,
     },
-    /// (Level 3) The replica can't follow the session any more.
+    /// What was staged and not told to be applied is dropped: there was too much of it, the storage failed, or a copy begins.
     EpochsLost {
         session: Session,
     },

@@ -20,6 +20,9 @@
 //! - Preparing: what the logs of both sides name is made durable in our out-of-sync map; the target marks itself.
 //! - Copying: guest's writes go to both replicas, and the regions of the out-of-sync map are compared and copied.
 //! - InStep: it has every write that was acknowledged since, and takes part in each.
+//!
+//! With Level 3 the coordinator *writes ahead* of a partner in step: acknowledged is what is done here, and the partner stages what
+//! it is sent until its epoch is decided ([`crate::checkpoint`]). A partner that was written ahead of comes back by a copy only.
 
 pub mod acknowledge;
 pub mod coordinator;
@@ -39,8 +42,8 @@ pub use extent::Extent;
 pub use history::{Health, History, ReplicaInfo};
 pub use log::RegionLog;
 pub use message::{
-    Action, BlockHash, CloseReason, CopyKind, Durability, Hello, LocalIo, MapWord, Message, OpId, Outcome, RegionMap,
-    Source, Trouble, Verified, Wish, Write, WriteKind,
+    Action, BlockHash, CloseReason, CopyKind, Durability, Epochs, Hello, LocalIo, MapWord, MarkRefusal, Message, OpId,
+    Outcome, RegionMap, Source, Trouble, Verified, Wish, Write, WriteKind,
 };
 pub use region::{Geometry, RegionSet};
 pub use replica::{Replica, ReplicaInput};

@@ -2,7 +2,7 @@
 
 use super::history::{Health, History, ReplicaInfo};
 use super::log::RegionLog;
-use super::message::{Action, Hello, Message, RegionMap};
+use super::message::{Action, Epochs, Hello, Message, RegionMap};
 use crate::ids::{Generation, HostId};
 
 /// Most words of a region map in one message; longer maps go in parts.
@@ -87,17 +87,17 @@ impl LocalReplica {
         self.failed || (self.storing.is_none() && !self.log.is_busy())
     }
 
-    pub(super) fn hello(&self, generation: Generation) -> Hello {
+    pub(super) fn hello(&self, generation: Generation, epochs: Epochs) -> Hello {
         let mut replica = self.wanted;
         if self.failed {
             replica.health = Health::Failed;
         }
-        Hello { host: self.host, instance: self.instance, generation, replica }
+        Hello { host: self.host, instance: self.instance, generation, replica, epochs }
     }
 
     /// Says which history is held and which regions the maps name.
-    pub(super) fn greet(&self, generation: Generation, out: &mut Vec<Action>) {
-        out.push(Action::Send(Message::Hello(self.hello(generation))));
+    pub(super) fn greet(&self, generation: Generation, epochs: Epochs, out: &mut Vec<Action>) {
+        out.push(Action::Send(Message::Hello(self.hello(generation, epochs))));
         for (map, set) in [(RegionMap::WriteIntent, self.log.intent()), (RegionMap::OutOfSync, self.log.out_of_sync())]
         {
             send_map(map, set.words(), out);

@@ -131,7 +131,8 @@ fn coordinator(side: &Side) -> Result<()> {
             | DiskEvent::Trouble { .. }
             | DiskEvent::EpochStaged { .. }
             | DiskEvent::EpochApplied { .. }
-            | DiskEvent::EpochsLost { .. } => {}
+            | DiskEvent::EpochsLost { .. }
+            | DiskEvent::AheadStuck { .. } => {}
         }
     }
     Ok(())

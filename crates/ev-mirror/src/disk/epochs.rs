@@ -12,10 +12,14 @@ use super::thread::Command;
 /// Why an epoch was not marked. The disk goes on as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MarkError {
-    #[error(
-        "the replicas are not in step, or were not since the session's last epoch; wait until they are, and begin a new session"
-    )]
+    #[error("the partner's replica is not in step, or not both replicas count; wait until the mirror is whole")]
     NotInStep,
+    #[error("a copy to one of the replicas is under way; wait until it has ended")]
+    Copying,
+    #[error("the epoch does not follow the last one of the session; begin a new session")]
+    OutOfOrder,
+    #[error("the partner's programs are too old for checkpoints; upgrade that host")]
+    PartnerTooOld,
     #[error("the disk's thread did not answer in time; give the standby up")]
     Timeout,
     #[error("the disk's thread has ended; the reason is in the log, open the disk anew")]
@@ -63,7 +67,8 @@ impl Disk {
         self.send(Command::ApplyEpoch { session, epoch })
     }
 
-    /// On the standby: drops what is kept aside; nobody goes on from it. Until then no new link of the coordinator is taken.
+    /// On the standby: drops what is staged and was not told to be applied; nobody goes on from it. The replica takes no more of the
+    /// session, and no plain writes before a copy.
     pub fn discard_epochs(&self) -> Result<(), CommandError> {
         self.send(Command::DiscardEpochs)
     }

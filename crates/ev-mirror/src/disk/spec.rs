@@ -82,6 +82,9 @@ pub enum DiskEvent {
     /// This replica can't go on with the session: too much was staged, its storage failed, or a copy has begun. Nothing that was
     /// not told to be applied will be.
     EpochsLost { disk: DiskId, session: Session },
+    /// While writing ahead this host's replica failed, or a block of it can't be read. The guest's requests wait; they are
+    /// answered where the guest goes on from the standby's memory, or fail after a record without the standby.
+    AheadStuck { disk: DiskId, session: Session },
 }
 
 /// Why a disk was not created. Nothing that was there before is changed.

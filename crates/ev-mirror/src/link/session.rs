@@ -19,6 +19,10 @@ const WINDOW_BYTES: usize = 256 << 10;
 /// warm, and its memory is neither given back nor asked for again.
 const SEND_BYTES: usize = 512 << 10;
 
+/// Most plaintext in a TLS record, and what a record adds to it (RFC 8446: header, content type, tag).
+const RECORD_BYTES_MAX: u64 = 16 << 10;
+const RECORD_OVERHEAD_BYTES: u64 = 22;
+
 /// The link can't go on and is to be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -52,6 +56,11 @@ pub struct Session {
     /// Ciphertext that is being sent; not touched until all of it is.
     sending: Vec<u8>,
     sent: usize,
+    /// The version to speak, once the partner has said its own.
+    version: Option<LinkVersion>,
+    /// Bytes of ciphertext that were queued, and that were sent, since nothing was left to be sent.
+    queued_bytes: u64,
+    sent_bytes: u64,
 }
 
 impl Session {
@@ -71,7 +80,22 @@ impl Session {
             head: Vec::new(),
             sending: Vec::new(),
             sent: 0,
+            version: None,
+            queued_bytes: 0,
+            sent_bytes: 0,
         }
+    }
+
+    /// The version that both sides speak; `None` before the partner's hello.
+    #[must_use]
+    pub fn version(&self) -> Option<LinkVersion> {
+        self.version
+    }
+
+    /// Bytes that wait to be sent.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.queued_bytes.saturating_sub(self.sent_bytes)
     }
 
     /// Where the next bytes from the socket belong. Keeps its place until [`Session::received`]. Call it only when
@@ -100,9 +124,12 @@ impl Session {
             match incoming? {
                 Some(Incoming::Message(message, data)) => return Ok(Some((message, data))),
                 Some(Incoming::Hello(theirs)) => {
-                    if let Err(refusal) = self.identity.check(&theirs) {
-                        self.refuse(&refusal);
-                        return Err(SessionError::Refuse(refusal));
+                    match self.identity.check(&theirs) {
+                        Ok(version) => self.version = Some(version),
+                        Err(refusal) => {
+                            self.refuse(&refusal);
+                            return Err(SessionError::Refuse(refusal));
+                        }
                     }
                     return Ok(Some((Message::Hello(theirs.hello), None)));
                 }
@@ -153,7 +180,7 @@ impl Session {
             }
             other => encode(other, data, &mut self.head),
         };
-        put(&mut self.tls, &self.head, data);
+        self.queued_bytes += put(&mut self.tls, &self.head, data);
     }
 
     fn send_acks(&mut self) {
@@ -161,14 +188,14 @@ impl Session {
             self.head.clear();
             encode_acks(&self.acks, &mut self.head);
             self.acks.clear();
-            put(&mut self.tls, &self.head, &[]);
+            self.queued_bytes += put(&mut self.tls, &self.head, &[]);
         }
     }
 
     fn refuse(&mut self, refusal: &Refusal) {
         self.head.clear();
         encode_refusal(refusal, &mut self.head);
-        put(&mut self.tls, &self.head, &[]);
+        self.queued_bytes += put(&mut self.tls, &self.head, &[]);
         self.tls.send_close_notify();
     }
 
@@ -181,6 +208,10 @@ impl Session {
             while self.tls.wants_write() && self.sending.len() < SEND_BYTES {
                 self.tls.write_tls(&mut self.sending).expect("memory takes all");
             }
+            if self.sending.is_empty() {
+                self.queued_bytes = 0;
+                self.sent_bytes = 0;
+            }
         }
         &self.sending[self.sent..]
     }
@@ -189,6 +220,7 @@ impl Session {
     pub fn sent(&mut self, count: usize) {
         assert!(count <= self.sending.len() - self.sent, "more bytes sent than were handed out");
         self.sent += count;
+        self.sent_bytes += u64::try_from(count).expect("usize fits 64 bits");
     }
 
     /// Queues the end of the TLS session, so that the partner can tell it from a cut.
@@ -204,14 +236,16 @@ fn version_refusal(theirs_oldest: LinkVersion, theirs_newest: LinkVersion) -> Re
     Refusal::Version { ours_oldest, ours_newest, theirs_oldest, theirs_newest }
 }
 
-/// Encrypts both as one stretch, so that a small message is one TLS record.
-fn put(tls: &mut rustls::Connection, head: &[u8], data: &[u8]) {
+/// Encrypts both as one stretch, so that a small message is one TLS record. Gives how long that is.
+fn put(tls: &mut rustls::Connection, head: &[u8], data: &[u8]) -> u64 {
+    let length = u64::try_from(head.len() + data.len()).expect("usize fits 64 bits");
     let mut slices = [IoSlice::new(head), IoSlice::new(data)];
     let mut left = &mut slices[..];
     while left.iter().any(|slice| !slice.is_empty()) {
         let count = tls.writer().write_vectored(left).expect("without a limit nothing is refused");
         IoSlice::advance_slices(&mut left, count);
     }
+    length + length.div_ceil(RECORD_BYTES_MAX) * RECORD_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -219,7 +253,7 @@ mod tests {
     use std::sync::Arc;
 
     use ev_core::ids::{DiskId, Generation, MemberId, PoolId, VmId};
-    use ev_core::mirror::{Durability, Extent, Health, Hello, History, ReplicaInfo, Write, WriteKind};
+    use ev_core::mirror::{Durability, Epochs, Extent, Health, Hello, History, ReplicaInfo, Write, WriteKind};
     use ev_wire::identity::{self, Identity, Peer};
     use uuid::Uuid;
 
@@ -291,7 +325,13 @@ mod tests {
 
     fn hello() -> Message {
         let replica = ReplicaInfo { health: Health::Good, history: History::NONE };
-        Message::Hello(Hello { host: MemberId(1), instance: 2, generation: Generation(3), replica })
+        Message::Hello(Hello {
+            host: MemberId(1),
+            instance: 2,
+            generation: Generation(3),
+            replica,
+            epochs: Epochs::None,
+        })
     }
 
     fn messages() -> Carried {

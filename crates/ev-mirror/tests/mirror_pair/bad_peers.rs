@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use ev_core::ids::Generation;
-use ev_core::mirror::{Durability, Extent, Health, Hello, History, Message, OpId, ReplicaInfo, WriteKind};
+use ev_core::mirror::{Durability, Epochs, Extent, Health, Hello, History, Message, OpId, ReplicaInfo, WriteKind};
 use ev_mirror::DiskEvent;
 use ev_mirror::buffer::BufferPool;
 use ev_mirror::link::codec::{Decoder, Incoming, LinkHello, LinkIdentity, LinkVersion, Refusal, encode, encode_hello};
@@ -38,7 +38,7 @@ fn hello(pair: &Pair) -> LinkHello {
         region_bytes: REGION_BYTES_DEFAULT,
     };
     let replica = ReplicaInfo { health: Health::Empty, history: History::NONE };
-    LinkHello::new(identity, Hello { host: B, instance: 1, generation: Generation(1), replica })
+    LinkHello::new(identity, Hello { host: B, instance: 1, generation: Generation(1), replica, epochs: Epochs::None })
 }
 
 fn bytes_of(hello: &LinkHello) -> Vec<u8> {

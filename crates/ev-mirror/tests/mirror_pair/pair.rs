@@ -217,7 +217,8 @@ impl Pair {
                 | DiskEvent::Trouble { .. }
                 | DiskEvent::EpochStaged { .. }
                 | DiskEvent::EpochApplied { .. }
-                | DiskEvent::EpochsLost { .. } => continue,
+                | DiskEvent::EpochsLost { .. }
+                | DiskEvent::AheadStuck { .. } => continue,
             };
             self.generation = self.generation.next();
             self.commit();

@@ -432,15 +432,17 @@ impl World {
             Action::Trouble(Trouble::LocalFailed) => self.summary.failed_disks += 1,
             Action::Trouble(_) => {}
             Action::Verified(verified) => self.verified(verified),
+            Action::Marked(_)
+            | Action::AheadStuck { .. }
+            | Action::Stage { .. }
+            | Action::EpochStaged { .. }
+            | Action::EpochApplied { .. }
+            | Action::EpochsLost { .. } => {}
             Action::Forget { op } => {
                 if let Some(process) = self.hosts[place].process.as_mut().filter(|process| !process.is_busy(op)) {
                     process.data.remove(&op);
                 }
             }
-            Action::Marked { .. }
-            | Action::EpochStaged { .. }
-            | Action::EpochApplied { .. }
-            | Action::EpochsLost { .. } => unreachable!("no checkpoints are taken here"),
             Action::Local { .. } | Action::Commit(_) | Action::Superblock(_) => {
                 unreachable!("kept by the process")
             }

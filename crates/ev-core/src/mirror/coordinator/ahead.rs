@@ -1,79 +1,158 @@
-//! Writing ahead (Level 3): the guest's writes are acknowledged when this replica has them, and sent in order with the ends of epochs between them.
+//! Writing ahead of the partner (Level 3): the guest is answered when this host has its write; the partner stages what it is sent.
 //!
 //! ```text
-//!               first mark, in step                link lost, record without the partner
-//!   by record ─────────────────────► ahead, linked ──────────────────────────────────────► ahead, apart
-//!       ▲                                                                                     │
-//!       └───────────────────────────────────── EndAhead ──────────────────────────────────────┘
+//!           first mark, in step                   the record is without the partner's replica
+//!   Not ───────────────────────► Writing ────────────────────────────────────────────────────► Not
+//!                                   │ told to end before that record                            ▲
+//!                                   └───────────────────────────► Leaving ──────────────────────┘
 //! ```
-//! It is safe because nobody outside sees what the guest does with an acknowledgement until the partner has the epoch, or a record is
-//! without it. The partner keeps what is sent aside; once apart it is never taken up with again but by a copy.
+//! - *Writing*: acknowledgements wait for this host's replica alone. What the guest is told is seen by nobody else before the partner's
+//!   host holds its epoch. A lost link changes nothing for the guest. Whether the partner is to be given up is decided by whoever
+//!   protects the memory: nothing is wished for here.
+//! - *Leaving*: the record still counts on the partner, which lacks what was acknowledged. Nothing more is, before a record without it.
+//!
+//! A partner that was written ahead of never takes up where it was: only a copy brings it back.
+//!
+//! The write-intent log stays true: a region leaves it when both have flushed it, and the partner's word for that comes when it has
+//! applied the flush's epoch. So a flush that the guest was told of lives on as [`Task::Trailing`] until then.
 
-use super::super::message::{Action, CloseReason, Message};
+use super::super::acknowledge::{Decision, Leg, Required, decide, decide_ahead};
+use super::super::message::{Action, CloseReason, MarkRefusal, Message, OpId, Trouble};
 use super::Coordinator;
+use super::op::Task;
 use super::partner::{Expected, Link};
 use crate::checkpoint::{Epoch, Session};
 
-/// How far it is.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ahead {
-    session: Session,
-    /// The newest epoch whose end was sent.
-    marked: Epoch,
-    /// The partner has not got all that was acknowledged, and will not.
-    pub apart: bool,
+/// Flushes that the guest was told of and the partner has not done yet. Later ones are not followed: the log is then thinned out by
+/// one that comes after.
+pub const TRAILING_MAX: usize = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ahead {
+    Not,
+    Writing {
+        session: Session,
+        /// The newest that is marked.
+        epoch: Epoch,
+        /// It was said that the guest waits.
+        stuck_told: bool,
+    },
+    Leaving,
 }
 
 impl Coordinator {
-    pub(super) fn mark_epoch(&mut self, session: Session, epoch: Epoch, out: &mut Vec<Action>) {
-        let ok = match &mut self.ahead {
-            None => epoch == Epoch::FIRST && self.can_write_ahead(),
-            Some(ahead) => ahead.session == session && epoch == ahead.marked.next() && !ahead.apart,
-        };
-        if ok {
-            self.ahead = Some(Ahead { session, marked: epoch, apart: false });
-            out.push(Action::Send(Message::EpochEnd { session, epoch }));
-        }
-        out.push(Action::Marked { session, epoch, ok });
-    }
-
-    /// Whether both replicas are alike in all that was acknowledged, and nothing but the guest changes them.
-    fn can_write_ahead(&self) -> bool {
-        let both = self.record.is_some_and(|record| record.good.local && record.good.partner);
-        let quiet = self.next_record.is_none() && self.copier.is_none() && self.guest_ops_in_flight() == 0;
-        both && quiet && !self.local.failed && matches!(self.partner.link, Link::InStep)
-    }
-
-    pub(super) fn end_ahead(&mut self, out: &mut Vec<Action>) {
-        if self.ahead.is_some() {
-            self.part_ahead(out);
-            self.ahead = None;
-            self.partner_legs_lost();
-            self.reconsider_all(out);
-        }
-    }
-
-    /// The partner lacks what was written ahead from now on, whatever its link says.
-    pub(super) fn part_ahead(&mut self, out: &mut Vec<Action>) {
-        let Some(ahead) = self.ahead.as_mut().filter(|ahead| !ahead.apart) else { return };
-        ahead.apart = true;
-        self.partner.expected = Expected::Nothing;
-        self.drop_link(CloseReason::EpochsOver, out);
-    }
-
-    /// Whether the guest's acknowledgements are given ahead of the partner.
+    /// The session in which the guest is answered ahead of the partner.
     #[must_use]
-    pub fn is_ahead(&self) -> bool {
-        self.ahead.is_some()
+    pub fn ahead(&self) -> Option<Session> {
+        match self.ahead {
+            Ahead::Writing { session, .. } => Some(session),
+            Ahead::Not | Ahead::Leaving => None,
+        }
     }
 
-    /// Whether what is sent now is kept aside by the partner.
-    pub(super) fn sends_ahead(&self) -> bool {
-        self.ahead.is_some_and(|ahead| !ahead.apart) && matches!(self.partner.link, Link::InStep)
+    pub(super) fn is_ahead(&self) -> bool {
+        self.ahead().is_some()
     }
 
-    /// Whether the partner is linked and its replica has every acknowledged write.
-    pub(super) fn partner_has_everything(&self) -> bool {
-        self.ahead.is_none() && self.partner.has_everything()
+    /// Whether the partner's replica may hold less than what was acknowledged, although it takes part or counts.
+    pub(super) fn was_ahead(&self) -> bool {
+        self.ahead != Ahead::Not
+    }
+
+    /// Whether what the partner would read is what the guest has been told.
+    pub(super) fn partner_is_current(&self) -> bool {
+        self.partner.has_everything() && !self.was_ahead()
+    }
+
+    /// Which replicas acknowledgements wait for.
+    pub(super) fn waits_for(&self) -> Required {
+        if self.is_ahead() { Required { local: true, partner: false } } else { self.required() }
+    }
+
+    pub(super) fn mark_epoch(&mut self, session: Session, epoch: Epoch, out: &mut Vec<Action>) {
+        if let Some(refusal) = self.mark_refusal(session, epoch) {
+            out.push(Action::Marked(Err(refusal)));
+            return;
+        }
+        if !self.is_ahead() {
+            // From here on both replicas differ while they are in step: there is nothing to be compared.
+            self.abort_copy(out);
+        }
+        let stuck_told = false;
+        self.ahead = Ahead::Writing { session, epoch, stuck_told };
+        out.push(Action::Send(Message::EpochEnd { session, epoch }));
+        out.push(Action::Marked(Ok(())));
+        self.reconsider_all(out);
+    }
+
+    fn mark_refusal(&self, session: Session, epoch: Epoch) -> Option<MarkRefusal> {
+        let next = match self.ahead {
+            Ahead::Not => epoch == Epoch::FIRST,
+            Ahead::Writing { session: ours, epoch: newest, .. } => session == ours && epoch == newest.next(),
+            Ahead::Leaving => return Some(MarkRefusal::NotInStep),
+        };
+        let both = |record: super::Record| record.good.local && record.good.partner;
+        let counts = self.record.is_some_and(both) && self.next_record.is_none_or(both);
+        if !next {
+            Some(MarkRefusal::OutOfOrder)
+        } else if self.own.is_under_way() || self.copier.as_ref().is_some_and(super::Copier::is_copy) {
+            Some(MarkRefusal::Copying)
+        } else if !matches!(self.partner.link, Link::InStep) || !counts || self.local.failed {
+            Some(MarkRefusal::NotInStep)
+        } else {
+            None
+        }
+    }
+
+    /// The rules without checkpoints hold again. If the record still counts on the partner, which lacks what was acknowledged, the guest
+    /// waits for one that does not.
+    pub(super) fn end_ahead(&mut self, out: &mut Vec<Action>) {
+        if !self.is_ahead() {
+            return;
+        }
+        self.drop_link(CloseReason::EpochsEnded, out);
+        self.partner.expected = Expected::Nothing;
+        self.ahead = Ahead::Leaving;
+        let awaited = self.required().partner;
+        for entry in self.ops.values_mut().filter(|entry| awaited && entry.partner == Leg::Unneeded) {
+            if matches!(entry.task, Task::Write(_) | Task::Flush | Task::Settle) {
+                entry.partner = Leg::Todo;
+            }
+        }
+        self.reconsider_all(out);
+    }
+
+    /// The record in effect does not count on the partner any more.
+    pub(super) fn ahead_is_over(&mut self, out: &mut Vec<Action>) {
+        if self.was_ahead() {
+            // It has staged what it was sent, and will not apply it.
+            self.drop_link(CloseReason::EpochsEnded, out);
+            self.partner.expected = Expected::Nothing;
+            self.ahead = Ahead::Not;
+        }
+    }
+
+    /// What may be told of an operation, by the rules that hold now.
+    pub(super) fn decision(&self, op: OpId, task: Task, local: Leg, partner: Leg) -> Decision {
+        match task {
+            Task::Write(_) | Task::Flush if self.is_ahead() => decide_ahead(op, local),
+            _ => decide(op, self.waits_for(), local, partner),
+        }
+    }
+
+    /// Whether the guest's flush, of which it is told now, is to be followed until the partner has done it.
+    pub(super) fn is_to_trail(&self, task: Task, partner: Leg) -> bool {
+        let trailing = || self.ops.values().filter(|op| op.task == Task::Trailing).count();
+        task == Task::Flush && partner == Leg::Running && trailing() < TRAILING_MAX
+    }
+
+    /// This host's replica failed, or can't be read somewhere, and the partner's is older.
+    pub(super) fn ahead_is_stuck(&mut self, trouble: Option<Trouble>, out: &mut Vec<Action>) {
+        if let Ahead::Writing { session, stuck_told, .. } = &mut self.ahead
+            && !std::mem::replace(stuck_told, true)
+        {
+            out.extend(trouble.map(Action::Trouble));
+            out.push(Action::AheadStuck { session: *session });
+        }
     }
 }

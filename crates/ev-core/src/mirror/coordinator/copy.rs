@@ -154,8 +154,8 @@ impl Coordinator {
             copier.bytes_per_s = bytes_per_s;
             return;
         }
-        let in_step = matches!(self.partner.link, Link::InStep) && self.ahead.is_none();
-        if self.copier.is_some() || !in_step || self.local.failed {
+        let alike = matches!(self.partner.link, Link::InStep) && !self.was_ahead();
+        if self.copier.is_some() || !alike || self.local.failed {
             let nothing = Verified { compared_bytes: 0, different_bytes: 0, repaired_bytes: 0, complete: false };
             out.push(Action::Verified(nothing));
             return;

@@ -2,8 +2,8 @@
 //!
 //! It is driven by levels, not edges: each input changes what is known, and then `advance` does all that has
 //! become possible. One file per concern: `ops` an operation's way, `record` authority records, `partner` the link,
-//! `prepare` the way to a copy, `copy` the copy, `own` the way back of this host's own replica, `settle` flushes and the
-//! write-intent log, `ahead` Level 3's way of writing.
+//! `prepare` the way to a copy, `copy` the copy, `ahead` writing ahead of the partner, `own` the way back of this host's own replica, `settle` flushes and the
+//! write-intent log.
 
 mod ahead;
 mod copy;
@@ -90,15 +90,15 @@ pub enum Input {
         repair: bool,
         bytes_per_s: Option<u64>,
     },
-    /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
-    Tidy,
-    /// (Level 3) The guest stands still at the end of this epoch. Answered by [`Action::Marked`].
+    /// The guest stands still with nothing under way: this epoch ends. Answered by [`Action::Marked`].
     MarkEpoch {
         session: Session,
         epoch: Epoch,
     },
-    /// (Level 3) The guest's output is held back no longer: acknowledgements wait for whom the record calls good.
+    /// The guest is no longer protected by checkpoints.
     EndAhead,
+    /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
+    Tidy,
 }
 
 /// Times and limits.
@@ -132,8 +132,7 @@ pub struct Coordinator {
     copier: Option<Copier>,
     last_copy: Option<CopyProgress>,
     own: Own,
-    /// (Level 3) The guest's writes are acknowledged before the partner has them.
-    ahead: Option<Ahead>,
+    ahead: Ahead,
     /// Whether the guest has had an answer from us.
     served: bool,
     told: Told,
@@ -173,7 +172,7 @@ impl Coordinator {
             copier: None,
             last_copy: None,
             own: Own::new(),
-            ahead: None,
+            ahead: Ahead::Not,
             served: false,
             told: Told::default(),
         }
@@ -198,9 +197,9 @@ impl Coordinator {
             Input::Record(record) => self.take_record(record),
             Input::Tick => self.tick(out),
             Input::Verify { repair, bytes_per_s } => self.start_verify(repair, bytes_per_s, out),
-            Input::Tidy => self.thin_out(0),
             Input::MarkEpoch { session, epoch } => self.mark_epoch(session, epoch, out),
             Input::EndAhead => self.end_ahead(out),
+            Input::Tidy => self.thin_out(0),
         }
         self.advance(out);
         let answers = |action: &Action| matches!(action, Action::Acknowledge(_) | Action::Answer { .. });
@@ -225,10 +224,11 @@ impl Coordinator {
         &self.local
     }
 
-    /// Whether nothing of the guest's is under way, everything is on disk, and the logs name nothing that both replicas share.
+    /// Whether nothing of the guest's is under way, everything is on disk, and the logs name nothing that both replicas share. Never
+    /// while the record counts on a partner that was written ahead of.
     #[must_use]
     pub fn is_tidy(&self) -> bool {
-        self.guest_ops_in_flight() == 0 && (self.local.failed || self.local.log.is_settled())
+        self.guest_ops_in_flight() == 0 && !self.was_ahead() && (self.local.failed || self.local.log.is_settled())
     }
 
     /// Whether nothing of the local replica is under way, so that the role can change.
@@ -252,7 +252,7 @@ impl Coordinator {
     /// Number of the guest's operations under way.
     #[must_use]
     pub fn guest_ops_in_flight(&self) -> usize {
-        self.ops.values().filter(|op| op.task.is_guests() && !op.acknowledged).count()
+        self.ops.values().filter(|op| op.task.is_guests()).count()
     }
 
     /// Changes the rate of copies from now on.
@@ -275,7 +275,7 @@ impl Coordinator {
             Some(Source::Local)
         } else {
             // One that has everything without counting may have more than that, which the next guest would not find again.
-            (record.good.partner && self.partner_has_everything()).then_some(Source::Partner)
+            (record.good.partner && self.partner_is_current()).then_some(Source::Partner)
         }
     }
 
@@ -345,6 +345,7 @@ impl Coordinator {
         }
         self.local.failed = true;
         out.push(Action::Trouble(Trouble::LocalFailed));
+        self.ahead_is_stuck(None, out);
         self.abort_copy(out);
         self.own_interrupted();
         self.reconsider_all(out);

@@ -10,6 +10,8 @@ pub(super) enum Task {
     Write(Write),
     /// The guest's flush.
     Flush,
+    /// A guest's flush that it was told of while writing ahead; the partner has not done it yet.
+    Trailing,
     /// A flush of our own, to be able to clear the logs.
     Settle,
     Read(Extent),
@@ -36,7 +38,13 @@ impl Task {
     pub fn is_copy(self) -> bool {
         match self {
             Self::Chunk | Self::CopyOut { .. } | Self::CopyIn { .. } => true,
-            Self::Write(_) | Self::Flush | Self::Settle | Self::Read(_) | Self::Repair(_) | Self::Control => false,
+            Self::Write(_)
+            | Self::Flush
+            | Self::Trailing
+            | Self::Settle
+            | Self::Read(_)
+            | Self::Repair(_)
+            | Self::Control => false,
         }
     }
 
@@ -44,7 +52,8 @@ impl Task {
     pub fn is_guests(self) -> bool {
         match self {
             Self::Write(_) | Self::Flush | Self::Read(_) => true,
-            Self::Settle
+            Self::Trailing
+            | Self::Settle
             | Self::Repair(_)
             | Self::Chunk
             | Self::CopyOut { .. }
@@ -73,13 +82,11 @@ pub(super) struct Op {
     pub partner: Leg,
     /// For flushes: writes of this and earlier epochs are covered.
     pub epoch: u64,
-    /// The guest was told, although the partner has not done it: it was written ahead.
-    pub acknowledged: bool,
 }
 
 impl Op {
     pub fn new(task: Task, stage: Stage) -> Self {
-        Self { task, stage, local: Leg::Unneeded, partner: Leg::Unneeded, epoch: 0, acknowledged: false }
+        Self { task, stage, local: Leg::Unneeded, partner: Leg::Unneeded, epoch: 0 }
     }
 
     pub fn is_running_locally(&self) -> bool {

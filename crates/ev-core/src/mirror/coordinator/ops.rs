@@ -1,6 +1,6 @@
 //! The way of a guest's operation: queued behind what overlaps, marked in the log, started on both replicas, acknowledged.
 
-use super::super::acknowledge::{Decision, Leg, decide, decide_ahead};
+use super::super::acknowledge::{Decision, Leg};
 use super::super::extent::Extent;
 use super::super::lock::Turn;
 use super::super::message::{Action, Durability, LocalIo, Message, OpId, Outcome, Source, Trouble, Write, WriteKind};
@@ -95,7 +95,8 @@ impl Coordinator {
                     self.start_flush(op, task, out);
                 }
                 Some(
-                    Task::Read(_)
+                    Task::Trailing
+                    | Task::Read(_)
                     | Task::Repair(_)
                     | Task::Chunk
                     | Task::CopyOut { .. }
@@ -122,14 +123,12 @@ impl Coordinator {
 
     /// Starts an operation on each replica that takes part, the partner first: its way is longer.
     fn start_legs(&self, op: OpId, message: &Message, io: LocalIo, out: &mut Vec<Action>) -> (Leg, Leg) {
-        let partner = if self.partner.takes_part() {
+        // Ahead of the partner, what can't be done here has not happened: the guest goes on there from before it.
+        let undone = self.is_ahead() && self.local.failed;
+        let partner = if self.partner.takes_part() && !undone {
             out.push(Action::Send(message.clone()));
-            // A write that is kept aside is not answered; its epoch is.
-            let kept_aside = self.sends_ahead() && matches!(message, Message::Write { .. });
-            if kept_aside { Leg::Unneeded } else { Leg::Running }
-        } else if self.ahead.is_some() {
-            Leg::Unneeded
-        } else if self.required().partner {
+            Leg::Running
+        } else if self.waits_for().partner {
             Leg::Todo
         } else {
             Leg::Unneeded
@@ -170,16 +169,16 @@ impl Coordinator {
     /// Reads here if this replica counts and works, else from the partner, else waits.
     fn start_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
         let source = self.reads_from();
-        let from_partner = self.partner_has_everything();
-        let may_come = self.required().partner || from_partner;
+        let may_come = self.required().partner || self.partner.has_everything();
         let starting = self.record.is_none() || self.start_is_unresolved();
+        let current = self.partner_is_current();
         let Some(entry) = self.ops.get_mut(&op) else { return };
         match source {
             Some(Source::Local) if entry.local != Leg::Failed => {
                 entry.local = Leg::Running;
                 out.push(Action::Local { op, io: LocalIo::Read { extent } });
             }
-            Some(_) if from_partner => {
+            Some(_) if current => {
                 entry.partner = Leg::Running;
                 out.push(Action::Send(Message::Read { op, extent }));
             }
@@ -218,7 +217,7 @@ impl Coordinator {
                 self.copied(op, chunk, out);
                 self.local_failed(out);
             }
-            Task::Write(_) | Task::Flush | Task::Settle | Task::Repair(_) => {
+            Task::Write(_) | Task::Flush | Task::Trailing | Task::Settle | Task::Repair(_) => {
                 if !ok {
                     self.local_failed(out);
                 }
@@ -230,12 +229,9 @@ impl Coordinator {
 
     /// The partner answers, and the block is rewritten here under the lock of its range.
     fn read_failed_here(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        if self.ahead.is_some() {
-            // The partner's replica is an epoch behind: the guest has to go on there, from that epoch.
-            self.local_failed(out);
-        }
+        self.ahead_is_stuck(Some(Trouble::ReadWaits), out);
         self.start_read(op, extent, out);
-        if self.partner_has_everything() && !self.local.failed {
+        if self.partner_is_current() && !self.local.failed {
             let repair = self.own_op();
             let turn = self.locks.enter(repair, extent);
             self.ops.insert(repair, Op::new(Task::Repair(extent), Stage::Queued));
@@ -246,7 +242,7 @@ impl Coordinator {
     }
 
     fn begin_repair(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        let can_be_done = self.partner_has_everything() && !self.local.failed;
+        let can_be_done = self.partner_is_current() && !self.local.failed;
         let Some(entry) = self.ops.get_mut(&op) else { return };
         entry.stage = Stage::Started;
         if can_be_done {
@@ -274,7 +270,13 @@ impl Coordinator {
             }
             Task::Repair(_) => self.finish_own(op, out),
             Task::CopyIn { extent, .. } => self.copy_in(op, extent, out),
-            Task::Write(_) | Task::Flush | Task::Settle | Task::Chunk | Task::CopyOut { .. } | Task::Control => {}
+            Task::Write(_)
+            | Task::Flush
+            | Task::Trailing
+            | Task::Settle
+            | Task::Chunk
+            | Task::CopyOut { .. }
+            | Task::Control => {}
         }
     }
 
@@ -292,7 +294,7 @@ impl Coordinator {
             (Task::Repair(_), _) => self.finish_own(op, out),
             (Task::CopyIn { .. }, _) => self.own_source_failed(out),
             (_, Outcome::Failed | Outcome::NotNow) => self.partner_failed(out),
-            (Task::Write(_) | Task::Flush | Task::Settle, Outcome::Done) => self.reconsider(op, out),
+            (Task::Write(_) | Task::Flush | Task::Trailing | Task::Settle, Outcome::Done) => self.reconsider(op, out),
             (Task::CopyOut { chunk, .. }, Outcome::Done) => self.copied(op, chunk, out),
             (Task::Control, Outcome::Done) => self.control_done(op, out),
             (Task::Chunk, Outcome::Done) => {}
@@ -312,16 +314,16 @@ impl Coordinator {
 
     /// Looks whether an operation can be acknowledged now.
     pub(super) fn reconsider(&mut self, op: OpId, out: &mut Vec<Action>) {
-        let required = self.required();
+        let awaited = self.waits_for().partner;
         let in_effect = self.record.is_some();
         let Some(entry) = self.ops.get_mut(&op).filter(|entry| entry.stage == Stage::Started && in_effect) else {
             return;
         };
-        if entry.partner == Leg::Todo && !required.partner {
+        if entry.partner == Leg::Todo && !awaited {
             entry.partner = Leg::Unneeded;
         }
         match entry.task {
-            Task::Write(_) | Task::Flush | Task::Settle => {}
+            Task::Write(_) | Task::Flush | Task::Trailing | Task::Settle => {}
             Task::Repair(_) if entry.local != Leg::Running && entry.partner != Leg::Running => {
                 self.finish_own(op, out);
                 return;
@@ -333,28 +335,31 @@ impl Coordinator {
             | Task::CopyIn { .. }
             | Task::Control => return,
         }
-        let decision = if self.ahead.is_some() {
-            decide_ahead(op, entry.local)
-        } else {
-            decide(op, required, entry.local, entry.partner)
-        };
-        match decision {
+        let (task, local, partner) = (entry.task, entry.local, entry.partner);
+        match self.decision(op, task, local, partner) {
             Decision::Wait => {}
             Decision::Acknowledge(proof) => {
-                if entry.task.is_guests() && !std::mem::replace(&mut entry.acknowledged, true) {
+                if task.is_guests() {
                     out.push(Action::Acknowledge(proof));
                 }
-                // A flush lives on until the partner has done it too: then the log can be thinned out.
-                if entry.partner != Leg::Running {
+                if self.is_to_trail(task, partner) {
+                    self.trail(op);
+                } else {
                     self.finish(op, out);
                 }
             }
             Decision::Fail => {
-                if entry.task.is_guests() {
+                if task.is_guests() {
                     out.push(Action::Fail { op });
                 }
                 self.finish(op, out);
             }
+        }
+    }
+
+    fn trail(&mut self, op: OpId) {
+        if let Some(entry) = self.ops.get_mut(&op) {
+            entry.task = Task::Trailing;
         }
     }
 
@@ -375,7 +380,7 @@ impl Coordinator {
                 self.settling.write_ends(self.local.log.geometry().regions_of(write.extent), tracked);
                 self.release(op, out);
             }
-            Task::Flush | Task::Settle => {
+            Task::Flush | Task::Trailing | Task::Settle => {
                 let both = entry.local == Leg::Done && entry.partner == Leg::Done;
                 self.flushed(entry.task, entry.epoch, both);
             }
@@ -407,6 +412,7 @@ impl Coordinator {
                 Some(Task::Chunk) => self.begin_chunk(next, out),
                 Some(
                     Task::Flush
+                    | Task::Trailing
                     | Task::Settle
                     | Task::Read(_)
                     | Task::CopyOut { .. }
@@ -420,7 +426,7 @@ impl Coordinator {
 
     /// The link is lost: what was under way there is to be done again, or no longer needed.
     pub(super) fn partner_legs_lost(&mut self) {
-        let required = self.required().partner && self.ahead.is_none();
+        let required = self.waits_for().partner;
         for (op, entry) in &mut self.ops {
             // What it confirmed goes again too: if it is another instance by then, it may have lost that.
             if matches!(entry.partner, Leg::Unneeded | Leg::Todo) {
@@ -444,7 +450,8 @@ impl Coordinator {
             let message = match entry.task {
                 Task::Write(write) => Message::Write { op: *op, write },
                 Task::Flush | Task::Settle => Message::Flush { op: *op },
-                Task::Read(_)
+                Task::Trailing
+                | Task::Read(_)
                 | Task::Repair(_)
                 | Task::Chunk
                 | Task::CopyOut { .. }

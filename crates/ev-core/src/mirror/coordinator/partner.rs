@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::good;
 use super::super::history::{Health, History};
-use super::super::message::{Action, CloseReason, Hello, Message, OpId, RegionMap, Trouble};
+use super::super::message::{Action, CloseReason, Epochs, Hello, Message, OpId, RegionMap, Trouble};
 use super::super::region::RegionSet;
 use super::super::superblock::LocalReplica;
 use super::Coordinator;
@@ -153,7 +153,7 @@ impl Coordinator {
             intent_told: false,
             out_of_sync_told: false,
         });
-        out.push(Action::Send(Message::Hello(self.local.hello(self.newest_generation()))));
+        out.push(Action::Send(Message::Hello(self.local.hello(self.newest_generation(), Epochs::None))));
     }
 
     pub(super) fn link_down(&mut self, out: &mut Vec<Action>) {
@@ -161,10 +161,6 @@ impl Coordinator {
             return;
         }
         self.partner.link = Link::Down;
-        if let Some(ahead) = &mut self.ahead {
-            ahead.apart = true;
-            self.partner.expected = Expected::Nothing;
-        }
         self.abort_copy(out);
         self.own_interrupted();
         self.ops.retain(|_, op| op.task != Task::Control);
@@ -172,6 +168,8 @@ impl Coordinator {
         if !self.required().partner {
             self.partner.expected = Expected::Nothing;
             self.local.log.intent_is_out_of_sync();
+        } else if self.was_ahead() {
+            self.partner.expected = Expected::Nothing;
         } else if self.local.log.is_empty() && matches!(self.partner.expected, Expected::Instance(_)) {
             // Both have flushed everything; what the partner may lose by a crash now is nothing.
             self.partner.expected = Expected::Clean;
@@ -200,13 +198,13 @@ impl Coordinator {
             Message::Hashes { op, hashes } => self.partner_hashes(op, hashes, out),
             Message::Write { .. }
             | Message::Flush { .. }
+            | Message::EpochEnd { .. }
             | Message::Read { .. }
             | Message::History { .. }
             | Message::CopyBegin { .. }
             | Message::HashRequest { .. }
             | Message::CopyData { .. }
-            | Message::CopyEnd { .. }
-            | Message::EpochEnd { .. } => self.drop_link(CloseReason::OutOfPlace, out),
+            | Message::CopyEnd { .. } => self.drop_link(CloseReason::OutOfPlace, out),
         }
     }
 
@@ -263,7 +261,9 @@ impl Coordinator {
             Expected::Clean => good::in_step(self.local.info(), theirs, known.regions.is_empty()),
             Expected::Instance(instance) => known.hello.instance == instance,
         };
-        self.required().partner && theirs.health == Health::Good && fits
+        // One that holds epochs may still be gone on from, and takes nothing before a copy.
+        let plain = !self.was_ahead() && known.hello.epochs == Epochs::None;
+        self.required().partner && theirs.health == Health::Good && plain && fits
     }
 
     /// The named partner of the newest record.

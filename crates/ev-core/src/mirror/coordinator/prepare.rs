@@ -37,7 +37,7 @@ impl Coordinator {
                 let preparation = *preparation;
                 self.advance_preparation(preparation, out);
             }
-            Link::InStep if self.partner_alone_is_good() => self.entrust(out),
+            Link::InStep if self.partner_alone_is_good() && !self.was_ahead() => self.entrust(out),
             Link::InStep
             | Link::Down
             | Link::Greeting(_)

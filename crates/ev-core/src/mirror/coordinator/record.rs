@@ -53,6 +53,9 @@ impl Coordinator {
     fn put_in_effect(&mut self, next: Record, out: &mut Vec<Action>) {
         let before = self.record.replace(next);
         self.next_record = None;
+        if !next.good.partner {
+            self.ahead_is_over(out);
+        }
         // A proposal that the partner be good was against an older record: it is either in this one or void. What was
         // proposed against our first one is not known.
         let lacking = next.good.local && next.partner.is_some() && !next.good.partner;
@@ -71,9 +74,6 @@ impl Coordinator {
         }
         if !(next.good.local && next.good.partner) {
             self.partner.unresolved_start = false;
-        }
-        if !next.good.partner {
-            self.part_ahead(out);
         }
         if next.partner.is_none() {
             self.local.log.clear_all();
@@ -127,7 +127,8 @@ impl Coordinator {
     }
 
     fn wish(&self) -> Option<Wish> {
-        let record = self.record?;
+        // Whoever protects the memory gives the partner up, memory and disks at once.
+        let record = self.record.filter(|_| !self.is_ahead())?;
         let partner = record.partner?;
         if self.next_record.is_some() {
             return None;
@@ -145,8 +146,6 @@ impl Coordinator {
         match give_up(self.required(), self.local.failed, self.partner_view()) {
             // After an unclean end somebody else may still choose the partner's replica, which holds more if this host has
             // lost its power. Only a guest that goes on here settles it.
-            // Nobody waits for the partner: whether it is given up is the checkpoints' question.
-            GiveUp::Partner if self.ahead.is_some() => {}
             GiveUp::Partner if self.partner.start_is_unresolved() && self.guest_ops_in_flight() == 0 => {}
             GiveUp::Partner if record.good.local => return Some(Wish::ReplicaLost { host: partner, seen }),
             GiveUp::Local if record.good.partner => return Some(Wish::ReplicaLost { host: self.local.host, seen }),
@@ -158,6 +157,7 @@ impl Coordinator {
 
     fn partner_view(&self) -> PartnerView {
         match self.partner.link {
+            _ if self.was_ahead() => PartnerView::Behind,
             Link::InStep | Link::Alone | Link::Entrusting(_) => PartnerView::InStep,
             Link::Behind(_) | Link::Preparing(_) | Link::Copying | Link::Stalled { .. } => PartnerView::Behind,
             Link::Failed { .. } => PartnerView::Lost,

@@ -2,7 +2,7 @@
 
 use super::super::history::{Health, History, ReplicaInfo};
 use super::super::log::RegionLog;
-use super::super::message::{Durability, Hello, LocalIo, MapWord, Outcome, RegionMap, WriteKind};
+use super::super::message::{Durability, Epochs, Hello, LocalIo, MapWord, Outcome, RegionMap, WriteKind};
 use super::super::region::Geometry;
 use super::*;
 use crate::ids::MemberId;
@@ -59,7 +59,7 @@ impl Bench {
         self.step(Input::LinkUp);
         let history = History { current: Generation(current), bitmap_base: Generation(current) };
         let replica = ReplicaInfo { health: Health::Good, history };
-        let hello = Hello { host: THERE, instance, generation: Generation(1), replica };
+        let hello = Hello { host: THERE, instance, generation: Generation(1), replica, epochs: Epochs::None };
         let mut seen = self.step(Input::Received(Message::Hello(hello)));
         for map in [RegionMap::WriteIntent, RegionMap::OutOfSync] {
             let message = Message::Regions { map, first_word: 0, words: vec![], last: true };
@@ -182,7 +182,7 @@ fn a_record_that_was_not_seen_ends_the_link_because_the_partner_may_have_been_ac
 #[test]
 fn a_coordinator_is_another_instance_than_the_replica_that_it_was() {
     let mut bench = Bench::new(shared(1));
-    let before = bench.coordinator.local().hello(Generation::NONE).instance;
+    let before = bench.coordinator.local().hello(Generation::NONE, Epochs::None).instance;
     let local = bench.coordinator.into_local();
     bench.coordinator = Coordinator::new(
         local,

@@ -1,270 +1,186 @@
-//! Epochs of a checkpointed guest (Level 3) on the standby's replica: what the coordinator sends is kept aside until its epoch is decided.
-//!
-//! ```text
-//!   Write, Flush ─► arriving ──EpochEnd──► staged ──ApplyEpoch──► applying ──all stored, flushed where the guest did──► applied
-//! ```
-//! Nothing that is not told to be applied ever reaches the storage. What is applied keeps the guest's order: overlapping writes one after
-//! the other, a flush after all that came before it.
-
-use std::collections::{BTreeMap, VecDeque};
+//! A replica while the coordinator writes ahead: it stages, and applies what it is told to.
 
 use super::super::extent::Extent;
-use super::super::message::{Action, CloseReason, Durability, LocalIo, Message, OpId, Outcome, Write};
-use super::{Link, Op, Replica, Stage, Task};
+use super::super::history::{Health, History, ReplicaInfo};
+use super::super::message::{Action, CloseReason, Durability, Epochs, OpId, Outcome, Write, WriteKind};
+use super::staging::{Refused, Staging, Stream};
+use super::{Op, Replica, Stage, Task};
 use crate::checkpoint::{Epoch, Session};
-
-/// Most bytes that are kept aside. Beyond that the session is given up: the active side writes faster than epochs are decided.
-pub const STAGED_BYTES_MAX: u64 = 512 << 20;
-/// Writes of an epoch that are on their way to the storage at once.
-const IN_FLIGHT_MAX: usize = 64;
-
-/// What one epoch brought.
-#[derive(Debug, Default)]
-struct Part {
-    writes: Vec<(OpId, Write)>,
-    /// Flushes, each with how many writes came before it.
-    flushes: Vec<(OpId, usize)>,
-    bytes: u64,
-}
-
-impl Part {
-    fn flushed(&self) -> bool {
-        let durable = |(_, write): &(OpId, Write)| write.durability == Durability::BeforeReply;
-        !self.flushes.is_empty() || self.writes.iter().any(durable)
-    }
-
-    fn ops(&self) -> impl Iterator<Item = OpId> {
-        self.writes.iter().map(|(op, _)| *op).chain(self.flushes.iter().map(|(op, _)| *op))
-    }
-}
-
-/// An epoch that is on its way to the storage.
-#[derive(Debug)]
-struct Applying {
-    epoch: Epoch,
-    writes: VecDeque<(OpId, Write)>,
-    in_flight: BTreeMap<OpId, Extent>,
-    /// The last flush does the work of all before it; only writes after it can follow.
-    flush: Flush,
-    /// To be answered when it is done.
-    answers: Vec<OpId>,
-    bytes: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flush {
-    None,
-    /// After so many writes more have been started.
-    After(OpId, usize),
-    Running(OpId),
-}
-
-/// The session's epochs.
-#[derive(Debug)]
-pub(super) struct Epochs {
-    session: Session,
-    /// The newest one that is here as a whole.
-    last: Epoch,
-    arriving: Part,
-    staged: BTreeMap<Epoch, Part>,
-    decided: VecDeque<(Epoch, Part)>,
-    applying: Option<Applying>,
-    bytes: u64,
-}
-
-impl Epochs {
-    fn new(session: Session) -> Self {
-        Self {
-            session,
-            last: Epoch::FIRST,
-            arriving: Part::default(),
-            staged: BTreeMap::from([(Epoch::FIRST, Part::default())]),
-            decided: VecDeque::new(),
-            applying: None,
-            bytes: 0,
-        }
-    }
-
-    /// Whether all that was to be applied is.
-    pub fn is_quiet(&self) -> bool {
-        self.decided.is_empty() && self.applying.is_none()
-    }
-
-    fn all_ops(self) -> Vec<OpId> {
-        let parts =
-            self.staged.into_values().chain(self.decided.into_iter().map(|(_, part)| part)).chain([self.arriving]);
-        let mut ops: Vec<OpId> = parts.flat_map(|part| part.ops().collect::<Vec<_>>()).collect();
-        ops.extend(self.applying.into_iter().flat_map(|applying| applying.writes).map(|(op, _)| op));
-        ops
-    }
-}
+use crate::ids::Generation;
 
 impl Replica {
-    /// Whether a session's epochs are kept here: then no new link is taken.
+    /// Bytes of what is held back, of all that was not written yet.
     #[must_use]
-    pub fn keeps_epochs(&self) -> bool {
-        self.epochs.is_some()
+    pub fn staged_bytes(&self) -> u64 {
+        self.staging.as_ref().map_or(0, Staging::bytes)
     }
 
+    /// Whether decided epochs are being written, so that there will be room for more.
+    #[must_use]
+    pub fn is_applying(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| !staging.is_quiet())
+    }
+
+    pub(super) fn epochs(&self) -> Epochs {
+        if self.staging.is_some() { Epochs::Held } else { Epochs::None }
+    }
+
+    /// Whether it can be written ahead of: it works, holds one state, and marks nothing for the coordinator.
+    fn is_plainly_good(&self) -> bool {
+        !self.local.failed && !self.sole && self.local.info().health == Health::Good
+    }
+
+    fn staged_op(&mut self) -> OpId {
+        self.next_staged += 1;
+        OpId(self.next_staged)
+    }
+
+    /// A mark: from the first one of a session on, writes are staged.
     pub(super) fn epoch_ends(&mut self, session: Session, epoch: Epoch, out: &mut Vec<Action>) {
-        let can_begin = epoch == Epoch::FIRST && self.refusal().is_none() && !self.sole;
-        match &mut self.epochs {
-            None if can_begin => {
-                self.epochs = Some(Epochs::new(session));
-                out.push(Action::EpochStaged { session, epoch, flushed: false });
+        let may_begin = epoch == Epoch::FIRST && self.is_plainly_good();
+        let marked = match &mut self.staging {
+            Some(staging) => staging.mark(session, epoch),
+            None if may_begin => {
+                self.staging = Some(Staging::new(session));
+                Ok(false)
             }
-            Some(epochs) if epochs.session == session && epoch == epochs.last.next() => {
-                let part = std::mem::take(&mut epochs.arriving);
-                let flushed = part.flushed();
-                epochs.last = epoch;
-                epochs.staged.insert(epoch, part);
-                out.push(Action::EpochStaged { session, epoch, flushed });
-            }
-            Some(_) | None => self.close(CloseReason::OutOfPlace, out),
+            None => Err(Refused::OutOfOrder),
+        };
+        match marked {
+            Ok(flushed) => out.push(Action::EpochStaged { session, epoch, flushed }),
+            Err(Refused::TooMuch) => self.lose_epochs(out),
+            Err(Refused::OutOfOrder) => self.close(CloseReason::EpochOutOfOrder, out),
         }
     }
 
-    /// Keeps aside what came, if a session is on; `false`: it is to be done at once.
-    pub(super) fn keep_aside(&mut self, message: &Message, out: &mut Vec<Action>) -> bool {
-        let Some(epochs) = &mut self.epochs else { return false };
-        match *message {
-            Message::Write { op, write } => {
-                epochs.arriving.writes.push((op, write));
-                epochs.arriving.bytes += u64::from(write.extent.length);
-                epochs.bytes += u64::from(write.extent.length);
-                if epochs.bytes > STAGED_BYTES_MAX {
-                    self.lose_epochs(out);
-                    self.close(CloseReason::EpochsOver, out);
-                }
-                true
+    /// A write while a session is on: staged if it belongs to it, else refused.
+    pub(super) fn stage_write(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) {
+        let id = self.staged_op();
+        let Some(staging) = self.staging.as_mut().filter(|staging| staging.stream() == Stream::Live) else {
+            self.refuse(op, out);
+            return;
+        };
+        match staging.write(id, write) {
+            Ok(()) => out.push(Action::Stage { op, staged: id }),
+            Err(_) => {
+                out.push(Action::Forget { op });
+                self.lose_epochs(out);
             }
-            Message::Flush { op } => {
-                epochs.arriving.flushes.push((op, epochs.arriving.writes.len()));
-                true
-            }
-            _ => false,
         }
     }
 
-    /// All of this epoch is to reach the storage, after those before it.
+    pub(super) fn stage_flush(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let id = self.staged_op();
+        let Some(staging) = self.staging.as_mut().filter(|staging| staging.stream() == Stream::Live) else {
+            self.refuse(op, out);
+            return;
+        };
+        if staging.flush(id, op).is_err() {
+            self.lose_epochs(out);
+        }
+    }
+
+    /// What is not of the session waits for the copy that ends it.
+    pub(super) fn refuse(&mut self, op: OpId, out: &mut Vec<Action>) {
+        self.answer(op, Outcome::NotNow, out);
+        out.push(Action::Forget { op });
+    }
+
+    /// A part of a copy, as a write.
+    pub(super) fn copied(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
+        let write = Write { extent, kind: WriteKind::Data, durability: Durability::AtFlush };
+        if self.staging.is_some() { self.refuse(op, out) } else { self.write(op, write, out) }
+    }
+
+    /// Nothing more of the session can be taken. The coordinator's stream ends with the link.
+    fn lose_epochs(&mut self, out: &mut Vec<Action>) {
+        let Some(staging) = &mut self.staging else { return };
+        let was_live = staging.stream() == Stream::Live;
+        if staging.stream() != Stream::Lost {
+            out.push(Action::EpochsLost { session: staging.session() });
+        }
+        staging.discard(out);
+        if was_live {
+            self.close(CloseReason::EpochsLost, out);
+        }
+    }
+
     pub(super) fn apply_epoch(&mut self, session: Session, epoch: Epoch) {
-        let Some(epochs) = self.epochs.as_mut().filter(|epochs| epochs.session == session) else { return };
-        if let Some(part) = epochs.staged.remove(&epoch) {
-            epochs.decided.push_back((epoch, part));
+        if let Some(staging) = &mut self.staging {
+            staging.decide(session, epoch);
         }
     }
 
-    /// Nobody goes on from them: they are forgotten, but for what is on its way to the storage.
+    /// The caller knows that nothing will be gone on from.
     pub(super) fn discard_epochs(&mut self, out: &mut Vec<Action>) {
-        if let Some(epochs) = self.epochs.take() {
-            out.extend(epochs.all_ops().into_iter().map(|op| Action::Forget { op }));
+        let Some(staging) = &mut self.staging else { return };
+        let was_live = staging.stream() == Stream::Live;
+        staging.discard(out);
+        if was_live {
+            self.close(CloseReason::EpochsLost, out);
         }
     }
 
-    /// The session can't be followed any more.
-    pub(super) fn lose_epochs(&mut self, out: &mut Vec<Action>) {
-        if let Some(session) = self.epochs.as_ref().map(|epochs| epochs.session) {
-            out.push(Action::EpochsLost { session });
-            self.discard_epochs(out);
+    /// The storage failed: what is staged can't be written any more.
+    pub(super) fn fail_epochs(&mut self, out: &mut Vec<Action>) {
+        let Some(staging) = &mut self.staging else { return };
+        let stream = staging.stream();
+        if stream != Stream::Lost {
+            out.push(Action::EpochsLost { session: staging.session() });
+        }
+        staging.give_up(out);
+        if stream == Stream::Live {
+            self.close(CloseReason::EpochsLost, out);
         }
     }
 
-    /// The link is gone: an epoch that did not arrive as a whole never will.
-    pub(super) fn forget_arriving(&mut self, out: &mut Vec<Action>) {
-        let Some(epochs) = &mut self.epochs else { return };
-        let part = std::mem::take(&mut epochs.arriving);
-        epochs.bytes -= part.bytes;
-        out.extend(part.ops().map(|op| Action::Forget { op }));
+    pub(super) fn staged_done(&mut self, op: OpId, ok: bool, out: &mut Vec<Action>) {
+        let Some(staging) = &mut self.staging else { return };
+        if ok {
+            staging.done(op, out);
+        } else {
+            staging.failed(op, out);
+            self.fail(out);
+        }
     }
 
-    /// Starts what can be started, and tells what is done.
-    pub(super) fn advance_epochs(&mut self, out: &mut Vec<Action>) {
+    /// A copy ends the session: the coordinator's record no longer counts on this replica, so nobody goes on from what it holds. What
+    /// was decided is still written, so that what the copy keeps of this replica is one state.
+    pub(super) fn copy_begins(&mut self, op: OpId, current: Generation, out: &mut Vec<Action>) {
         if self.local.failed {
-            return self.lose_epochs(out);
+            self.answer(op, Outcome::Failed, out);
+            return;
         }
-        loop {
-            let Some(epochs) = &mut self.epochs else { return };
-            let Some(applying) = &mut epochs.applying else {
-                let Some((epoch, part)) = epochs.decided.pop_front() else { return };
-                epochs.applying = Some(Applying::new(epoch, part));
-                continue;
-            };
-            let mut started = Vec::new();
-            applying.start(&mut started);
-            if !applying.is_done() {
-                for (op, task, io) in started {
-                    self.ops.insert(op, Op { task, stage: Stage::Storage, answer: false });
-                    out.push(Action::Local { op, io });
-                }
+        if let Some(staging) = &mut self.staging {
+            if staging.stream() != Stream::Lost {
+                out.push(Action::EpochsLost { session: staging.session() });
+            }
+            staging.discard(out);
+        }
+        self.ops.insert(op, Op { task: Task::CopyBegin { current }, stage: Stage::Epochs, answer: true });
+    }
+
+    /// Writes what is decided; then begins the copy that waits for it.
+    pub(super) fn advance_epochs(&mut self, out: &mut Vec<Action>) {
+        let direct = self.ops.values().any(|op| matches!(op.task, Task::Write(_) | Task::Flush));
+        if let Some(staging) = &mut self.staging {
+            // What came before the first mark comes first.
+            if !direct {
+                staging.advance(out);
+            }
+            if !staging.is_quiet() {
                 return;
             }
-            let (session, epoch) = (epochs.session, applying.epoch);
-            let answers = std::mem::take(&mut applying.answers);
-            epochs.bytes -= applying.bytes;
-            epochs.applying = None;
-            if self.link == Link::Up {
-                let acks = answers.iter().map(|op| Action::Send(Message::Ack { op: *op, outcome: Outcome::Done }));
-                out.extend(acks);
-            }
-            out.extend(answers.into_iter().map(|op| Action::Forget { op }));
-            out.push(Action::EpochApplied { session, epoch });
         }
-    }
-
-    /// Something that was being applied has ended.
-    pub(super) fn epoch_io_ended(&mut self, op: OpId) {
-        if let Some(applying) = self.epochs.as_mut().and_then(|epochs| epochs.applying.as_mut()) {
-            applying.ended(op);
-        }
-    }
-}
-
-impl Applying {
-    fn new(epoch: Epoch, part: Part) -> Self {
-        let flush = part.flushes.last().map_or(Flush::None, |(op, before)| Flush::After(*op, *before));
-        Self {
-            epoch,
-            writes: part.writes.into(),
-            in_flight: BTreeMap::new(),
-            flush,
-            answers: part.flushes.into_iter().map(|(op, _)| op).collect(),
-            bytes: part.bytes,
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        self.writes.is_empty() && self.in_flight.is_empty() && self.flush == Flush::None
-    }
-
-    fn start(&mut self, started: &mut Vec<(OpId, Task, LocalIo)>) {
-        loop {
-            match self.flush {
-                Flush::After(op, 0) if self.in_flight.is_empty() => {
-                    self.flush = Flush::Running(op);
-                    started.push((op, Task::Flush, LocalIo::Flush));
-                    return;
-                }
-                Flush::After(_, 0) | Flush::Running(_) => return,
-                Flush::After(..) | Flush::None => {}
-            }
-            let Some((op, write)) = self.writes.front().copied() else { return };
-            let overlaps = self.in_flight.values().any(|extent| extent.overlaps(write.extent));
-            if overlaps || self.in_flight.len() >= IN_FLIGHT_MAX {
-                return;
-            }
-            self.writes.pop_front();
-            if let Flush::After(_, before) = &mut self.flush {
-                *before -= 1;
-            }
-            self.in_flight.insert(op, write.extent);
-            started.push((op, Task::Write(write), LocalIo::Write(write)));
-        }
-    }
-
-    fn ended(&mut self, op: OpId) {
-        self.in_flight.remove(&op);
-        if self.flush == Flush::Running(op) {
-            self.flush = Flush::None;
-        }
+        let waiting = self.ops.iter().find_map(|(op, entry)| match entry.task {
+            Task::CopyBegin { current } => Some((*op, current)),
+            Task::Write(_) | Task::Flush | Task::Read | Task::Hash | Task::Become { .. } => None,
+        });
+        let Some((op, current)) = waiting.filter(|_| !self.local.failed) else { return };
+        self.staging = None;
+        let history = History { current, bitmap_base: self.local.history().bitmap_base };
+        let info = ReplicaInfo { health: Health::Copying, history };
+        self.local.want(info);
+        self.change(op, Task::Become { info, sole: false, clear_maps: false }, Stage::Superblock, out);
     }
 }

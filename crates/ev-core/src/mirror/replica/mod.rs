@@ -2,16 +2,22 @@
 //!
 //! Writes that overlap never come while an earlier one is in flight (the coordinator sees to that), except after a lost link,
 //! when they come again: so a new link is greeted only when everything that came over the old one has ended.
+//!
+//! With Level 3 it stages writes, epoch by epoch, and applies what the standby has decided: `staging` holds them, `epochs` says what
+//! that means for everything else.
 
 mod epochs;
+mod staging;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
-use self::epochs::Epochs;
+use self::staging::Staging;
 use super::extent::Extent;
 use super::history::{Health, History, ReplicaInfo};
 use super::message::{
-    Action, BlockHash, CloseReason, CopyKind, Hello, LocalIo, Message, OpId, Outcome, RegionMap, Source, Trouble, Write,
+    Action, BlockHash, CloseReason, Hello, LocalIo, Message, OpId, Outcome, RegionMap, Trouble, Write,
 };
 use super::superblock::LocalReplica;
 use crate::checkpoint::{Epoch, Session};
@@ -44,18 +50,13 @@ pub enum ReplicaInput {
     Record {
         generation: Generation,
     },
-    /// (Level 3) This epoch is decided: it is to reach the storage.
+    /// Everything up to this epoch is decided.
     ApplyEpoch {
         session: Session,
         epoch: Epoch,
     },
-    /// (Level 3) Nobody goes on from what is kept aside.
+    /// Nobody will go on from what is staged.
     DiscardEpochs,
-    /// A client on this host reads, such as a QEMU that waits: from what this replica holds, if that is a state of the disk.
-    ClientRead {
-        op: OpId,
-        extent: Extent,
-    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,8 @@ enum Link {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// What was decided of a session is written first.
+    Epochs,
     /// The region has to be marked first.
     Logging,
     /// On its way to or from the replica's storage.
@@ -83,9 +86,11 @@ enum Task {
     Write(Write),
     Flush,
     Read,
-    /// For a client on this host.
-    ClientRead,
     Hash,
+    /// The replica is to be marked as the target of a copy.
+    CopyBegin {
+        current: Generation,
+    },
     /// The superblock is to say this.
     Become {
         info: ReplicaInfo,
@@ -114,8 +119,9 @@ pub struct Replica {
     ops: BTreeMap<OpId, Op>,
     /// This replica alone is good: each write is marked for the coordinator's own, failed one.
     sole: bool,
-    /// (Level 3) What is kept aside, while a session is on.
-    epochs: Option<Epochs>,
+    /// A session of checkpoints is on.
+    staging: Option<Staging>,
+    next_staged: u64,
 }
 
 impl Replica {
@@ -130,7 +136,8 @@ impl Replica {
             early_hello: None,
             ops: BTreeMap::new(),
             sole: false,
-            epochs: None,
+            staging: None,
+            next_staged: OpId::STAGED,
         }
     }
 
@@ -158,11 +165,12 @@ impl Replica {
         }
     }
 
-    /// Whether nothing is under way, so that the role can change. The link must have been closed.
+    /// Whether nothing is under way, so that the role can change. The link must have been closed. What was told to be applied is under
+    /// way; what is only staged goes with the role.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let applied = self.epochs.as_ref().is_none_or(Epochs::is_quiet);
-        applied && self.ops.values().all(|op| op.stage != Stage::Storage) && self.local.is_idle()
+        let storage = self.ops.values().all(|op| op.stage != Stage::Storage);
+        storage && !self.is_applying() && self.local.is_idle()
     }
 
     /// Hands the replica over to the next engine. Only when [`Replica::is_idle`].
@@ -174,14 +182,13 @@ impl Replica {
     /// Takes one input; what is to be done goes to `out`.
     pub fn step(&mut self, input: ReplicaInput, out: &mut Vec<Action>) {
         match input {
-            // The coordinator has given the session up; whether its record says so is not known here yet.
-            ReplicaInput::LinkUp if self.epochs.is_some() => self.close(CloseReason::EpochsKept, out),
             ReplicaInput::LinkUp => {
                 self.drop_link(out);
                 self.link = Link::Draining;
             }
             ReplicaInput::LinkDown => self.drop_link(out),
             ReplicaInput::Received(message) => self.received(message, out),
+            ReplicaInput::LocalDone { op, ok } if op.is_staged() => self.staged_done(op, ok, out),
             ReplicaInput::LocalDone { op, ok } => self.local_done(op, ok, out),
             ReplicaInput::LocalHashes { op, hashes } => self.hashed(op, hashes, out),
             ReplicaInput::Committed { ok: true } => self.local.log.committed(),
@@ -190,7 +197,6 @@ impl Replica {
             ReplicaInput::Record { generation } => self.generation = self.generation.max(generation),
             ReplicaInput::ApplyEpoch { session, epoch } => self.apply_epoch(session, epoch),
             ReplicaInput::DiscardEpochs => self.discard_epochs(out),
-            ReplicaInput::ClientRead { op, extent } => self.client_read(op, extent, out),
         }
         self.advance(out);
     }
@@ -199,7 +205,9 @@ impl Replica {
         self.link = Link::Down;
         self.early_hello = None;
         self.sole = false;
-        self.forget_arriving(out);
+        if let Some(staging) = &mut self.staging {
+            staging.stream_ends(out);
+        }
         // What has not been started never will be; the coordinator sends it again.
         self.ops.retain(|op, entry| {
             let started = entry.stage == Stage::Storage;
@@ -217,28 +225,19 @@ impl Replica {
         if !self.local.failed {
             self.local.failed = true;
             out.push(Action::Trouble(Trouble::LocalFailed));
+            self.fail_epochs(out);
         }
     }
 
     fn received(&mut self, message: Message, out: &mut Vec<Action>) {
-        if self.link == Link::Up && self.keep_aside(&message, out) {
-            return;
-        }
         match (self.link, message) {
-            (Link::Up, Message::EpochEnd { session, epoch }) => self.epoch_ends(session, epoch, out),
-            (Link::Greeting | Link::Up, Message::KeepAlive) => out.push(Action::Send(Message::KeepAlive)),
-            (Link::Up, _) if self.epochs.is_some() => self.close(CloseReason::OutOfPlace, out),
             (Link::Draining, Message::Hello(hello)) => self.early_hello = Some(hello),
             (Link::Greeting, Message::Hello(hello)) => self.greeted(hello, out),
+            (Link::Up, Message::Write { op, write }) if self.staging.is_some() => self.stage_write(op, write, out),
             (Link::Up, Message::Write { op, write }) => self.write(op, write, out),
-            (Link::Up, Message::CopyData { op, extent }) => {
-                let write = Write {
-                    extent,
-                    kind: super::message::WriteKind::Data,
-                    durability: super::message::Durability::AtFlush,
-                };
-                self.write(op, write, out);
-            }
+            (Link::Up, Message::CopyData { op, extent }) => self.copied(op, extent, out),
+            (Link::Up, Message::EpochEnd { session, epoch }) => self.epoch_ends(session, epoch, out),
+            (Link::Up, Message::Flush { op }) if self.staging.is_some() => self.stage_flush(op, out),
             (Link::Up, Message::Flush { op }) => self.start(op, Task::Flush, LocalIo::Flush, out),
             (Link::Up, Message::Read { op, extent }) => self.read(op, extent, out),
             (Link::Up, Message::HashRequest { op, extent }) => {
@@ -250,10 +249,11 @@ impl Replica {
             (Link::Up, Message::History { op, current, bitmap_base }) => {
                 self.go_on_alone(op, current, bitmap_base, out)
             }
-            (Link::Up, Message::CopyBegin { op, kind, current }) => self.copy_begins(op, kind, current, out),
+            (Link::Up, Message::CopyBegin { op, current, .. }) => self.copy_begins(op, current, out),
             (Link::Up, Message::CopyEnd { op, current }) => self.copy_ends(op, current, out),
             // The coordinator's own maps interest only when it asks us to go on alone, and then they come again.
             (Link::Up, Message::Regions { .. }) => {}
+            (Link::Greeting | Link::Up, Message::KeepAlive) => out.push(Action::Send(Message::KeepAlive)),
             // What came over a link that is gone.
             (Link::Down | Link::Draining, Message::Write { op, .. } | Message::CopyData { op, .. }) => {
                 out.push(Action::Forget { op });
@@ -317,24 +317,18 @@ impl Replica {
 
     /// Reads of a guest are served only from a consistent state.
     fn read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        if self.local.info().health == Health::Good {
+        if self.local.info().health == Health::Good && self.staging.is_none() {
             self.start(op, Task::Read, LocalIo::Read { extent }, out);
         } else {
             self.answer(op, Outcome::NotNow, out);
         }
     }
 
-    fn client_read(&mut self, op: OpId, extent: Extent, out: &mut Vec<Action>) {
-        if self.local.failed || self.local.info().health != Health::Good {
-            out.push(Action::Fail { op });
-        } else {
-            self.ops.insert(op, Op { task: Task::ClientRead, stage: Stage::Storage, answer: false });
-            out.push(Action::Local { op, io: LocalIo::Read { extent } });
-        }
-    }
-
     /// Regions that the coordinator's failed replica lacks.
     fn learn(&mut self, first_word: u64, words: &[u64]) {
+        if self.staging.is_some() {
+            return;
+        }
         let Ok(first) = usize::try_from(first_word) else { return };
         let regions = self.local.log.geometry().regions();
         let mut set = super::region::RegionSet::empty(regions);
@@ -354,7 +348,7 @@ impl Replica {
     }
 
     fn go_on_alone(&mut self, op: OpId, current: Generation, bitmap_base: Generation, out: &mut Vec<Action>) {
-        if self.local.failed || self.local.info().health != Health::Good {
+        if self.local.failed || self.local.info().health != Health::Good || self.staging.is_some() {
             self.answer(op, Outcome::NotNow, out);
             return;
         }
@@ -363,20 +357,9 @@ impl Replica {
         self.change(op, Task::Become { info, sole: true, clear_maps: false }, Stage::Superblock, out);
     }
 
-    fn copy_begins(&mut self, op: OpId, kind: CopyKind, current: Generation, out: &mut Vec<Action>) {
-        let _ = kind;
-        if self.local.failed {
-            self.answer(op, Outcome::Failed, out);
-            return;
-        }
-        let history = History { current, bitmap_base: self.local.history().bitmap_base };
-        let info = ReplicaInfo { health: Health::Copying, history };
-        self.local.want(info);
-        self.change(op, Task::Become { info, sole: false, clear_maps: false }, Stage::Superblock, out);
-    }
-
     fn copy_ends(&mut self, op: OpId, current: Generation, out: &mut Vec<Action>) {
-        if let Some(outcome) = self.refusal() {
+        let refusal = self.refusal().or(self.staging.is_some().then_some(Outcome::NotNow));
+        if let Some(outcome) = refusal {
             self.answer(op, outcome, out);
             return;
         }
@@ -389,16 +372,12 @@ impl Replica {
     }
 
     fn local_done(&mut self, op: OpId, ok: bool, out: &mut Vec<Action>) {
-        let only_read = |entry: &Op| matches!(entry.task, Task::Read | Task::ClientRead);
-        if !ok && self.ops.get(&op).is_some_and(|entry| !only_read(entry)) {
+        if !ok && self.ops.get(&op).is_some_and(|entry| entry.task != Task::Read) {
             self.fail(out);
         }
         let Some(mut entry) = self.ops.remove(&op) else { return };
         let outcome = if ok { Outcome::Done } else { Outcome::Failed };
-        self.epoch_io_ended(op);
         match entry.task {
-            Task::ClientRead if ok => out.push(Action::Answer { op, source: Source::Local }),
-            Task::ClientRead => out.push(Action::Fail { op }),
             Task::Write(_) | Task::Flush => {
                 if entry.answer {
                     self.answer(op, outcome, out);
@@ -422,7 +401,7 @@ impl Replica {
                 self.ops.insert(op, entry);
             }
             Task::Become { .. } if entry.answer => self.answer(op, outcome, out),
-            Task::Become { .. } | Task::Hash => {}
+            Task::Become { .. } | Task::Hash | Task::CopyBegin { .. } => {}
         }
     }
 
@@ -437,9 +416,10 @@ impl Replica {
 
     /// Starts and answers what has become possible.
     fn advance(&mut self, out: &mut Vec<Action>) {
+        self.advance_epochs(out);
         if self.link == Link::Draining && self.is_idle() {
             self.link = Link::Greeting;
-            self.local.greet(self.generation, out);
+            self.local.greet(self.generation, self.epochs(), out);
             if let Some(hello) = self.early_hello.take() {
                 self.greeted(hello, out);
             }
@@ -449,7 +429,6 @@ impl Replica {
         for op in waiting {
             self.advance_op(op, out);
         }
-        self.advance_epochs(out);
         self.local.advance(out);
     }
 
@@ -475,7 +454,7 @@ impl Replica {
                     self.answer(op, Outcome::Done, out);
                 }
             }
-            Task::Flush | Task::Read | Task::ClientRead | Task::Hash => {}
+            Task::Flush | Task::Read | Task::Hash | Task::CopyBegin { .. } => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::SyncSender;
 
-use ev_core::mirror::{Durability, Extent, Input, OpId, ReplicaInput, Write, WriteKind};
+use ev_core::mirror::{Durability, Extent, Input, OpId, Write, WriteKind};
 
 use super::engine::Engine;
 use super::ring::{self, Tag};
@@ -18,8 +18,6 @@ use crate::nbd::{Allocation, AllocationExtent, Connection, DoneReply, Export, Nb
 const REQUESTS_MAX: usize = 256;
 /// Bytes of requests under way at once; one request more is always taken.
 const REQUEST_BYTES_MAX: u64 = 128 << 20;
-/// First number of operations of a replica's own clients; the coordinator's guest never comes so far.
-const REPLICA_CLIENT_OPS: u64 = 1 << 62;
 /// Clients at once; one more is turned away.
 const CLIENTS_MAX: usize = 32;
 
@@ -61,8 +59,7 @@ pub fn listen(spec: &DiskSpec) -> Result<Option<UnixListener>, OpenError> {
 }
 
 impl Thread {
-    /// Takes NBD clients while this host has a part in the disk: the coordinator's guest, and on a replica a QEMU that waits. Others wait in the
-    /// socket's queue.
+    /// Takes NBD clients while this host has a role for the disk. Others wait in the socket's queue until it has.
     pub fn serve(&mut self, serve: bool) {
         self.serving = serve;
         if !serve {
@@ -123,8 +120,8 @@ impl Thread {
         for number in self.clients.numbers() {
             self.take_requests(number);
             self.send_replies(number)?;
+            let room = self.has_room();
             let Some(client) = self.clients.get_mut(number) else { continue };
-            let room = self.role_set && self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX;
             if !client.receiving && !client.leaving && room {
                 client.receiving = true;
                 let socket = client.socket.as_raw_fd();
@@ -189,10 +186,16 @@ impl Thread {
         }
     }
 
+    /// Whether another request may be taken.
+    fn has_room(&self) -> bool {
+        let limits = self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX;
+        // What comes while the role changes is for the new one.
+        limits && self.role_set && !self.is_too_far_ahead()
+    }
+
     /// Takes what has come from a client, as long as there is room for more.
     fn take_requests(&mut self, number: u32) {
-        // What comes while the role changes is for the new one.
-        while self.role_set && self.requests < REQUESTS_MAX && self.request_bytes < REQUEST_BYTES_MAX {
+        while self.has_room() {
             let Some(client) = self.clients.get_mut(number) else { return };
             if client.receiving || client.leaving {
                 return;
@@ -260,9 +263,9 @@ impl Thread {
             self.read_bytes += u64::from(bytes);
         }
         self.next_op += 1;
-        // On a replica the coordinator's numbers are in use.
-        let range = if matches!(self.engine, Engine::Replica(_)) { REPLICA_CLIENT_OPS } else { 0 };
-        let op = OpId(range + self.next_op);
+        // On a replica the coordinator's numbers count.
+        let first = if matches!(self.engine, Engine::Replica(_)) { OpId::BESIDE } else { 0 };
+        let op = OpId(first + self.next_op);
         self.ops.insert(op, Op { data, origin: Origin::Guest { client, reply, bytes }, busy: false, over: false });
         op
     }
@@ -280,16 +283,7 @@ impl Thread {
         let now = crate::gate::boot_time();
         match &mut self.engine {
             Engine::Coordinator(coordinator) => coordinator.step(now, input, &mut self.actions),
-            Engine::Replica(replica) => match input {
-                Input::Read { op, extent } => replica.step(ReplicaInput::ClientRead { op, extent }, &mut self.actions),
-                // A client here has written nothing; the AM, though, would want both replicas flushed.
-                Input::Flush { op } => {
-                    let of_client = matches!(self.ops.get(&op), Some(Op { origin: Origin::Guest { .. }, .. }));
-                    self.conclude(op, if of_client { Verdict::Done } else { Verdict::Failed });
-                }
-                Input::Write { op, .. } => self.actions.push(ev_core::mirror::Action::Fail { op }),
-                _ => {}
-            },
+            Engine::Replica(_) => self.serve_beside(input),
             Engine::Idle(_) => match input {
                 Input::Read { op, .. } | Input::Write { op, .. } | Input::Flush { op } => {
                     self.actions.push(ev_core::mirror::Action::Fail { op });
@@ -311,6 +305,12 @@ impl Thread {
         }
     }
 
+    /// Whether a guest may hear of what was done. While it writes ahead, what it does with that knowledge is held where it would be
+    /// seen; and whoever asks a replica is no guest yet.
+    fn lets_out(&self) -> bool {
+        self.gate.is_open() || self.is_ahead() || matches!(self.engine, Engine::Replica(_))
+    }
+
     /// Ends an operation towards whoever asked for it. A guest hears of it only while the gate is open.
     pub fn conclude(&mut self, op: OpId, verdict: Verdict) {
         let Some(entry) = self.ops.get_mut(&op) else { return };
@@ -318,7 +318,7 @@ impl Thread {
             Origin::Guest { client, reply, bytes } => {
                 self.requests -= 1;
                 self.request_bytes -= u64::from(bytes);
-                if self.held.is_empty() && self.may_answer() {
+                if self.held.is_empty() && self.lets_out() {
                     self.answer(client, reply, verdict);
                 } else {
                     self.held.push_back((client, reply, verdict));
@@ -334,16 +334,11 @@ impl Thread {
 
     /// Lets out what waited for the gate.
     pub fn release_held(&mut self) {
-        while !self.held.is_empty() && self.may_answer() {
+        while !self.held.is_empty() && self.lets_out() {
             if let Some((client, reply, verdict)) = self.held.pop_front() {
                 self.answer(client, reply, verdict);
             }
         }
-    }
-
-    /// On a standby there is no guest that could learn anything.
-    fn may_answer(&self) -> bool {
-        self.gate.is_open() || self.is_ahead() || matches!(self.engine, Engine::Replica(_))
     }
 
     fn answer(&mut self, number: u32, reply: Reply, verdict: Verdict) {

@@ -156,6 +156,7 @@ impl Thread {
                 self.pool.give(buffer);
                 self.tell(Told::LocalHashes { op, hashes });
             }
+            None if op.is_beside() => self.read_beside(op, ok),
             None => self.tell(Told::LocalDone { op, ok }),
         }
         Ok(())

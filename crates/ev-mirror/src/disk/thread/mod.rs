@@ -36,6 +36,7 @@ use ev_core::report::{Comparison, DiskReport};
 
 use self::clients::{Client, Reply, Verdict};
 use self::engine::{Engine, Told};
+use self::epochs::Marking;
 use self::inline::Inline;
 use self::local::Local;
 use self::lookout::Lookout;
@@ -51,7 +52,7 @@ use crate::gate::{Gate, boot_time};
 
 /// How often the engine is told that time has passed and the report is brought up to date.
 const TICK: Duration = Duration::from_millis(50);
-/// While something waits for the gate it is looked at this often.
+/// While something waits for the gate, or for the AM to take events, it is looked at this often.
 const GATE_LOOK: Duration = Duration::from_millis(5);
 
 /// What the handle asks for.
@@ -140,11 +141,11 @@ pub struct Thread {
     asked_for_link: Option<Instant>,
     /// Flushes that wait for the log to be tidy as well.
     tidying: Vec<SyncSender<bool>>,
-    /// (Level 3) Who waits for the mark of an epoch.
-    marking: Option<SyncSender<Result<(), MarkError>>>,
-    /// (Level 3) Events that must not be lost, in order.
-    epoch_events: VecDeque<DiskEvent>,
     flush_results: Vec<(Receiver<bool>, SyncSender<bool>)>,
+    /// Marks that the engine has not answered yet.
+    marking: VecDeque<Marking>,
+    /// Events that the AM has no room for and that must not be lost, in order.
+    kept_events: VecDeque<DiskEvent>,
     link_trouble: Option<String>,
     engine_trouble: Option<String>,
     /// The last comparison that has ended.
@@ -204,9 +205,9 @@ impl Thread {
             old_links: Vec::new(),
             asked_for_link: None,
             tidying: Vec::new(),
-            marking: None,
-            epoch_events: VecDeque::new(),
             flush_results: Vec::new(),
+            marking: VecDeque::new(),
+            kept_events: VecDeque::new(),
             link_trouble: None,
             engine_trouble: None,
             last_comparison: None,
@@ -226,7 +227,7 @@ impl Thread {
             self.perform_all()?;
             self.settle_role();
             self.release_held();
-            self.tell_epoch_events();
+            self.send_kept_events();
             self.pump_clients()?;
             self.perform_all()?;
             self.pump_listener()?;
@@ -237,7 +238,8 @@ impl Thread {
                 // A send that failed has told the engine something.
                 continue;
             }
-            self.wait(if self.held.is_empty() && self.epoch_events.is_empty() { TICK } else { GATE_LOOK })?;
+            let waiting = !(self.held.is_empty() && self.kept_events.is_empty());
+            self.wait(if waiting { GATE_LOOK } else { TICK })?;
             self.ring.completions(&mut completions);
             for completion in completions.drain(..) {
                 self.completed(completion)?;
@@ -280,7 +282,7 @@ impl Thread {
         let _ = rustix::io::read(&*self.wake, &mut count);
         loop {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command)?,
+                Ok(command) => self.obey(command),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.end();
@@ -291,7 +293,7 @@ impl Thread {
         self.ring.poll(self.wake.as_raw_fd(), Tag::Wake)
     }
 
-    fn obey(&mut self, command: Command) -> io::Result<()> {
+    fn obey(&mut self, command: Command) {
         match command {
             Command::Role { generation, role } => {
                 if self.role.as_ref().is_none_or(|(newest, _)| *newest <= generation) {
@@ -309,18 +311,21 @@ impl Thread {
                     coordinator.set_copy_rate(rate);
                 }
             }
-            Command::MarkEpoch { session, epoch, marked } => self.mark_epoch(session, epoch, marked)?,
-            Command::EndAhead => self.coordinate(Input::EndAhead),
-            Command::ApplyEpoch { session, epoch } => self.follow(ReplicaInput::ApplyEpoch { session, epoch }),
-            Command::DiscardEpochs => self.follow(ReplicaInput::DiscardEpochs),
+            Command::Flush(done) if self.is_ahead() => {
+                // It would be durable here only, and the record counts on both.
+                let _ = done.try_send(false);
+            }
             Command::Flush(done) => {
                 let (result, receiver) = std::sync::mpsc::sync_channel(1);
                 self.flush_results.push((receiver, done));
                 self.control_flush(result);
             }
             Command::End => self.end(),
+            Command::MarkEpoch { session, epoch, marked } => self.mark_epoch(session, epoch, marked),
+            Command::EndAhead => self.coordinate(Input::EndAhead),
+            Command::ApplyEpoch { session, epoch } => self.tell_replica(ReplicaInput::ApplyEpoch { session, epoch }),
+            Command::DiscardEpochs => self.tell_replica(ReplicaInput::DiscardEpochs),
         }
-        Ok(())
     }
 
     fn end(&mut self) {
@@ -363,8 +368,9 @@ impl Thread {
     }
 
     fn change_role(&mut self, generation: Generation, role: &DiskRole) {
-        // A QEMU that waits on the standby keeps its connection when the guest goes on there.
-        if !matches!((&self.engine, role), (Engine::Replica(_), DiskRole::Coordinator { .. })) {
+        // A QEMU that waits here for the guest's memory is connected already.
+        let stays = matches!(self.engine, Engine::Replica(_)) && !matches!(role, DiskRole::Idle);
+        if !stays {
             self.serve(false);
         }
         if self.link.is_some() {
@@ -376,6 +382,7 @@ impl Thread {
         self.abandon_ops();
         let local = self.take_local();
         self.actions.clear();
+        self.refuse_marks();
         let now = boot_time();
         self.engine = match role {
             DiskRole::Idle => Engine::Idle(Box::new(local)),
@@ -395,7 +402,7 @@ impl Thread {
             }
         };
         self.role_set = true;
-        self.serve(!matches!(role, DiskRole::Idle));
+        self.serve(matches!(role, DiskRole::Coordinator { .. } | DiskRole::Replica { .. }));
         self.asked_for_link = None;
         self.ask_for_link();
     }
@@ -405,7 +412,7 @@ impl Thread {
         std::mem::replace(&mut self.engine, placeholder).into_local()
     }
 
-    /// What was under way in an old role is nobody's any more. Its clients are gone.
+    /// What was under way in an old role is nobody's any more. Its clients are gone, or have asked for nothing that is not answered.
     fn abandon_ops(&mut self) {
         for op in self.ops.keys().copied().collect::<Vec<_>>() {
             self.conclude(op, Verdict::Failed);
@@ -466,15 +473,19 @@ impl Thread {
             Action::Wish(wish) => self.wish(wish),
             Action::Trouble(trouble) => self.engine_troubled(trouble),
             Action::Verified(verified) => self.compared(verified),
-            Action::Marked { ok, .. } => self.marked(ok),
+            Action::Marked(outcome) => self.marked(outcome),
+            Action::Stage { op, staged } => self.stage(op, staged),
+            Action::AheadStuck { session } => {
+                self.event_kept(DiskEvent::AheadStuck { disk: self.spec.disk, session });
+            }
             Action::EpochStaged { session, epoch, flushed } => {
-                self.epoch_event(DiskEvent::EpochStaged { disk: self.spec.disk, session, epoch, flushed });
+                self.event_kept(DiskEvent::EpochStaged { disk: self.spec.disk, session, epoch, flushed });
             }
             Action::EpochApplied { session, epoch } => {
-                self.epoch_event(DiskEvent::EpochApplied { disk: self.spec.disk, session, epoch });
+                self.event_kept(DiskEvent::EpochApplied { disk: self.spec.disk, session, epoch });
             }
             Action::EpochsLost { session } => {
-                self.epoch_event(DiskEvent::EpochsLost { disk: self.spec.disk, session });
+                self.event_kept(DiskEvent::EpochsLost { disk: self.spec.disk, session });
             }
         }
         Ok(())

@@ -3,10 +3,8 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ev_core::checkpoint::Epoch;
 use ev_core::ids::HostId;
 use ev_core::mirror::{Hello, Message, OpId};
 
@@ -30,13 +28,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub struct Link {
     number: u32,
     socket: TcpStream,
-    session: Session,
+    pub session: Session,
     peer: HostId,
     receiving: bool,
     sending: bool,
     /// It is over, except that the partner is still told why.
     parting: bool,
-    heard: Instant,
+    pub heard: Instant,
     spoken: Instant,
 }
 
@@ -129,9 +127,9 @@ impl Thread {
         }
         self.old_links.push(link);
         self.tell(Told::LinkDown);
-        if matches!(self.engine, Engine::Replica(_)) && !self.keeps_epochs() {
-            // What was not begun comes again with the next link.
-            self.ops.retain(|_, op| op.busy);
+        if let Engine::Replica(_) = self.engine {
+            // What was not begun comes again with the next link, but for what is staged.
+            self.ops.retain(|number, op| op.busy || number.is_staged() || number.is_beside());
         }
         true
     }
@@ -154,8 +152,10 @@ impl Thread {
         if self.send_to_link()? == Sent::Broken {
             self.drop_link();
         }
+        let full = self.is_staging_full();
         if let Some(link) = &mut self.link
             && !link.receiving
+            && !full
         {
             let socket = link.socket.as_raw_fd();
             self.ring.receive(socket, link.session.space(), Tag::LinkReceive(link.number))?;
@@ -270,7 +270,9 @@ impl Thread {
         if let (Some(op), Some(buffer)) = (data_op(&message), data) {
             self.keep_data(op, buffer);
         }
+        let before = self.actions.len();
         self.tell(Told::Received(message));
+        self.keep_staged(before);
     }
 
     /// Data that came with a message is the operation's, unless the kernel works on the operation's own.
@@ -297,14 +299,8 @@ impl Thread {
 
     /// Queues a message of the engine.
     pub fn send(&mut self, message: &Message) {
-        if let Message::EpochEnd { epoch: Epoch::FIRST, .. } = message {
-            self.bytes_ahead.store(0, Ordering::Relaxed);
-        } else if let Message::Write { write, .. } = message
-            && self.is_ahead()
-        {
-            self.bytes_ahead.fetch_add(u64::from(write.extent.length), Ordering::Relaxed);
-        }
         let data = data_op(message).and_then(|op| self.ops.get(&op)).and_then(|op| op.data.as_ref());
+        self.count_ahead(message);
         if let Some(link) = &mut self.link {
             link.session.send(message, data.map_or(&[], IoBuffer::data));
             link.spoken = Instant::now();
@@ -313,6 +309,7 @@ impl Thread {
 
     /// Says something now and then, and gives up a link that is silent.
     pub fn tick_link(&mut self) {
+        self.excuse_silence();
         let Some(link) = &self.link else { return self.ask_for_link() };
         if link.heard.elapsed() >= LINK_SILENCE {
             tracing::info!(disk = %self.spec.disk, "the link to the partner is silent; another path is tried");
@@ -335,13 +332,13 @@ fn data_op(message: &Message) -> Option<OpId> {
         | Message::Regions { .. }
         | Message::KeepAlive
         | Message::Flush { .. }
+        | Message::EpochEnd { .. }
         | Message::Read { .. }
         | Message::Ack { .. }
         | Message::History { .. }
         | Message::CopyBegin { .. }
         | Message::HashRequest { .. }
         | Message::Hashes { .. }
-        | Message::CopyEnd { .. }
-        | Message::EpochEnd { .. } => None,
+        | Message::CopyEnd { .. } => None,
     }
 }

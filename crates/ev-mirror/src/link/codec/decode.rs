@@ -8,7 +8,7 @@ use ev_core::mirror::{BlockHash, CopyKind, Durability, Extent, Message, OpId, Ou
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::frame::{self, AckRecord, FrameHeader, HEADER_BYTES, HistoryRecord, Kind};
+use super::frame::{self, AckRecord, EpochRecord, FrameHeader, HEADER_BYTES, HistoryRecord, Kind};
 use super::hello::{HelloRecord, LinkHello, LinkVersion, Refusal, RefusalRecord};
 use super::{ACKS_MAX, COPY_ZEROES_BYTES_MAX, DATA_BYTES_MAX, HASH_BLOCK_BYTES, HASH_BLOCKS_MAX, REGION_WORDS_MAX};
 use crate::buffer::{BufferPool, IoBuffer};
@@ -200,6 +200,10 @@ impl Decoder {
             Kind::WriteZeroes => Message::Write { op, write: write(header, extent()?, WriteKind::Zeroes) },
             Kind::Trim => Message::Write { op, write: write(header, extent()?, WriteKind::Trim) },
             Kind::Flush => Message::Flush { op },
+            Kind::EpochEnd => {
+                let record = EpochRecord::read_from_bytes(body).map_err(|_| bad_value)?;
+                Message::EpochEnd { session: Session(record.session.get()), epoch: Epoch(record.epoch.get()) }
+            }
             Kind::Read => Message::Read { op, extent: shorter(extent()?, DATA_BYTES_MAX, bad_value)? },
             Kind::CopyBegin => Message::CopyBegin {
                 op,
@@ -218,9 +222,6 @@ impl Decoder {
                 let (current, bitmap_base) = history(body).ok_or(bad_value)?;
                 Message::History { op, current, bitmap_base }
             }
-            Kind::EpochEnd => {
-                Message::EpochEnd { session: Session(header.op.get()), epoch: Epoch(header.offset.get()) }
-            }
             Kind::CopyEnd => Message::CopyEnd { op, current: history(body).ok_or(bad_value)?.0 },
             Kind::Write | Kind::ReadData | Kind::CopyData | Kind::Acks => unreachable!("handled before"),
         };
@@ -238,6 +239,7 @@ fn length_fits(kind: Kind, length: usize) -> bool {
         Kind::Acks => list(size_of::<AckRecord>(), ACKS_MAX),
         Kind::Hashes => usize::try_from(HASH_BLOCKS_MAX).is_ok_and(|most| list(size_of::<BlockHash>(), most)),
         Kind::History | Kind::CopyBegin | Kind::CopyEnd => length == size_of::<HistoryRecord>(),
+        Kind::EpochEnd => length == size_of::<EpochRecord>(),
         Kind::Write | Kind::ReadData | Kind::CopyData => {
             length > 0 && u32::try_from(length).is_ok_and(|length| length <= DATA_BYTES_MAX)
         }
@@ -247,8 +249,7 @@ fn length_fits(kind: Kind, length: usize) -> bool {
         | Kind::Flush
         | Kind::Read
         | Kind::HashRequest
-        | Kind::CopyZeroes
-        | Kind::EpochEnd => length == 0,
+        | Kind::CopyZeroes => length == 0,
     }
 }
 

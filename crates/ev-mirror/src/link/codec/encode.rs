@@ -3,7 +3,7 @@
 use ev_core::mirror::{CopyKind, Durability, Extent, Message, OpId, Outcome, RegionMap, Write, WriteKind};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::frame::{self, AckRecord, FrameHeader, HistoryRecord, Kind};
+use super::frame::{self, AckRecord, EpochRecord, FrameHeader, HistoryRecord, Kind};
 use super::hello::{HelloRecord, LinkHello, Refusal, RefusalRecord};
 use super::{ACKS_MAX, COPY_ZEROES_BYTES_MAX, DATA_BYTES_MAX, HASH_BLOCKS_MAX, REGION_WORDS_MAX};
 
@@ -48,6 +48,10 @@ pub fn encode<'a>(message: &Message, data: &'a [u8], head: &mut Vec<u8>) -> &'a 
         Message::KeepAlive => control(FrameHeader::new(Kind::KeepAlive), &[], head),
         Message::Write { op, write } => encode_write(*op, *write, data, head),
         Message::Flush { op } => control(header(Kind::Flush, *op), &[], head),
+        Message::EpochEnd { session, epoch } => {
+            let record = EpochRecord { session: session.0.into(), epoch: epoch.0.into() };
+            control(FrameHeader::new(Kind::EpochEnd), record.as_bytes(), head)
+        }
         Message::Read { op, extent } => with_extent(header(Kind::Read, *op), *extent, head),
         Message::Ack { op, outcome } => {
             encode_acks(&[(*op, *outcome)], head);
@@ -81,12 +85,6 @@ pub fn encode<'a>(message: &Message, data: &'a [u8], head: &mut Vec<u8>) -> &'a 
                 return with_extent(header(Kind::CopyZeroes, *op), *extent, head);
             }
             with_data(header(Kind::CopyData, *op), *extent, data, head)
-        }
-        Message::EpochEnd { session, epoch } => {
-            let mut header = FrameHeader::new(Kind::EpochEnd);
-            header.op = session.0.into();
-            header.offset = epoch.0.into();
-            control(header, &[], head)
         }
         Message::CopyEnd { op, current } => {
             let record = HistoryRecord { current: current.0.into(), bitmap_base: 0.into() };

@@ -6,13 +6,13 @@
 //! | 2 | kind | see [`Kind`] |
 //! | 3 | flags | see `FLAG_*` |
 //! | 4..8 | length | bytes that follow the header |
-//! | 8..16 | operation | its number, in requests and their answers; the session of an end of an epoch |
-//! | 16..24 | offset | bytes on the disk; first word of a part of a region map; number of an epoch |
+//! | 8..16 | operation | its number, in requests and their answers |
+//! | 16..24 | offset | bytes on the disk; first word of a part of a region map |
 //! | 24..28 | argument | length of an extent that comes without data; else 0 |
 //! | 28..32 | checksum | CRC-32C of bytes 0..28 |
 //!
 //! All little-endian. What follows the header: data, or records of fixed size (acks 16 bytes, hashes 32, words of a region map 8,
-//! generations), or a hello or refusal.
+//! generations, an epoch), or a hello or refusal.
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -69,6 +69,14 @@ pub struct AckRecord {
     pub zero: U32,
 }
 
+/// Which epoch of which session ends.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub struct EpochRecord {
+    pub session: U64,
+    pub epoch: U64,
+}
+
 /// `current`, and for a history `bitmap_base` (else 0).
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -105,6 +113,7 @@ kinds! {
     Trim = 18,
     Flush = 19,
     Read = 20,
+    EpochEnd = 21,
     Acks = 32,
     ReadData = 33,
     History = 35,
@@ -114,5 +123,4 @@ kinds! {
     CopyData = 51,
     CopyZeroes = 52,
     CopyEnd = 53,
-    EpochEnd = 64,
 }

@@ -1,7 +1,7 @@
 //! The first message in each direction, and whether the two sides can work together.
 
 use ev_core::ids::{DiskId, Generation, MemberId, PoolId, VmId};
-use ev_core::mirror::{Health, Hello, History, ReplicaInfo};
+use ev_core::mirror::{Epochs, Health, Hello, History, ReplicaInfo};
 use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -11,14 +11,17 @@ use crate::metadata::{health_from_number, health_number};
 /// Versions of the link's protocol.
 ///
 /// - 1 (2026-11): the first.
+/// - 2 (2026-11): marks of epochs, and a hello that says whether any are held. A mark is not sent to a partner that speaks 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkVersion(pub u16);
 
 impl LinkVersion {
     /// The newest that this program speaks.
-    pub const NEWEST: Self = Self(1);
+    pub const NEWEST: Self = Self(2);
     /// The oldest that it still speaks.
     pub const OLDEST: Self = Self(1);
+    /// The first with marks of epochs.
+    pub const EPOCHS: Self = Self(2);
 }
 
 /// Which disk a link is for, as this side knows it.
@@ -123,7 +126,8 @@ pub(super) struct HelloRecord {
     bitmap_base: U64,
     /// As in the superblock.
     health: U32,
-    zero: U32,
+    /// 1: epochs of a session are held. Before version 2 always 0.
+    epochs: U32,
 }
 
 /// Body of a refusal, with what the reason's text needs.
@@ -153,15 +157,20 @@ impl From<&LinkHello> for HelloRecord {
             current: hello.replica.history.current.0.into(),
             bitmap_base: hello.replica.history.bitmap_base.0.into(),
             health: health_number(hello.replica.health).into(),
-            zero: 0.into(),
+            epochs: u32::from(hello.epochs == Epochs::Held).into(),
         }
     }
 }
 
 impl HelloRecord {
-    /// `None`: a health that this version does not know.
+    /// `None`: something that this version does not know.
     pub(super) fn decode(&self) -> Option<LinkHello> {
         let health: Health = health_from_number(self.health.get())?;
+        let epochs = match self.epochs.get() {
+            0 => Epochs::None,
+            1 => Epochs::Held,
+            _ => return None,
+        };
         let history =
             History { current: Generation(self.current.get()), bitmap_base: Generation(self.bitmap_base.get()) };
         Some(LinkHello {
@@ -179,6 +188,7 @@ impl HelloRecord {
                 instance: self.instance.get(),
                 generation: Generation(self.generation.get()),
                 replica: ReplicaInfo { health, history },
+                epochs,
             },
         })
     }

@@ -1,9 +1,10 @@
 //! The link's frames: there and back, in parts, cut, changed, and hellos that do not fit.
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::{DiskId, Generation, MemberId, PoolId, VmId};
 use ev_core::mirror::{
-    CopyKind, Durability, Extent, Health, Hello, History, Message, OpId, Outcome, RegionMap, ReplicaInfo, Write,
-    WriteKind,
+    CopyKind, Durability, Epochs, Extent, Health, Hello, History, Message, OpId, Outcome, RegionMap, ReplicaInfo,
+    Write, WriteKind,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -26,7 +27,10 @@ fn identity() -> LinkIdentity {
 fn hello() -> LinkHello {
     let history = History { current: Generation(6), bitmap_base: Generation(7) };
     let replica = ReplicaInfo { health: Health::Good, history };
-    LinkHello::new(identity(), Hello { host: MemberId(4), instance: 8, generation: Generation(5), replica })
+    LinkHello::new(
+        identity(),
+        Hello { host: MemberId(4), instance: 8, generation: Generation(5), replica, epochs: Epochs::None },
+    )
 }
 
 fn encoded(incoming: &Incoming) -> Vec<u8> {
@@ -81,9 +85,12 @@ fn all_frames() -> Vec<Incoming> {
     let (ours_oldest, ours_newest, theirs_oldest, theirs_newest) = (version, version, LinkVersion(1), LinkVersion(2));
     let mut copying = hello();
     copying.hello.replica.health = Health::Copying;
+    let mut holding = hello();
+    holding.hello.epochs = Epochs::Held;
     let mut frames = vec![
         Incoming::Hello(hello()),
         Incoming::Hello(copying),
+        Incoming::Hello(holding),
         Incoming::Refused(Refusal::Version { ours_oldest, ours_newest, theirs_oldest, theirs_newest }),
         Incoming::Refused(Refusal::OtherPool),
         Incoming::Refused(Refusal::OtherDisk { ours, theirs }),
@@ -94,6 +101,7 @@ fn all_frames() -> Vec<Incoming> {
     let mut message = |message, data| frames.push(Incoming::Message(message, data));
     message(Message::KeepAlive, None);
     message(Message::Flush { op }, None);
+    message(Message::EpochEnd { session: Session(u64::MAX - 2), epoch: Epoch(9) }, None);
     message(Message::Read { op, extent: extent(4096) }, None);
     message(Message::ReadData { op }, buffer(70_000));
     message(Message::History { op, current, bitmap_base: Generation(2) }, None);
@@ -170,7 +178,8 @@ fn copied_zeroes_are_not_sent() {
 
 #[test]
 fn version_1_is_what_it_was() {
-    let mut stream = encoded(&Incoming::Hello(hello()));
+    let v1 = LinkVersion(1);
+    let mut stream = encoded(&Incoming::Hello(LinkHello { newest: v1, oldest: v1, ..hello() }));
     let write = Write {
         extent: Extent { offset: 0x0304_0000, length: 4 },
         kind: WriteKind::Data,
@@ -181,6 +190,23 @@ fn version_1_is_what_it_was() {
     let hex: String = stream.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, SAVED_VERSION_1);
 }
+
+#[test]
+fn version_2_is_what_it_was() {
+    let mut greeting = hello();
+    greeting.hello.epochs = Epochs::Held;
+    let mut stream = encoded(&Incoming::Hello(greeting)).split_off(136);
+    let mark = Message::EpochEnd { session: Session(0x0102_0304_0506_0708), epoch: Epoch(0x0a0b) };
+    encode(&mark, &[], &mut stream);
+    let hex: String = stream.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, SAVED_VERSION_2);
+}
+
+/// The hello's last eight bytes (the rest is as in version 1), and a mark.
+const SAVED_VERSION_2: &str = concat!(
+    "0200000001000000454b1500100000000000000000000000000000000000000000000000585cdbde",
+    "08070605040302010b0a000000000000",
+);
 
 const SAVED_VERSION_1: &str = concat!(
     "454b01007000000000000000000000000000000000000000000000007f639faa",
@@ -231,7 +257,7 @@ fn rubbish_in_a_whole_frame_is_an_error() {
     assert_eq!(after_hello(frame(0, 0, 0, 0, &[])), FrameError::UnknownKind(0));
     assert_eq!(after_hello(frame(200, 0, 0, 0, &[])), FrameError::UnknownKind(200));
     for (kind, length) in
-        [(16, 0), (16, DATA_BYTES_MAX + 1), (32, 15), (32, 16 * 1025), (50, 33), (3, 4), (19, 1), (35, 8)]
+        [(16, 0), (16, DATA_BYTES_MAX + 1), (32, 15), (32, 16 * 1025), (50, 33), (3, 4), (19, 1), (35, 8), (21, 8)]
     {
         assert_eq!(after_hello(frame(kind, length, 0, 0, &[])), FrameError::BadLength { kind, length });
     }
@@ -268,7 +294,7 @@ fn an_older_version_is_refused_with_both_versions_named() {
     assert_eq!(error, FrameError::Version { oldest: LinkVersion(0), newest: LinkVersion(0) });
     assert_eq!(
         error.to_string(),
-        "the partner speaks link protocol versions 0 to 0, this host 1 to 1; upgrade the host with the older programs"
+        "the partner speaks link protocol versions 0 to 0, this host 1 to 2; upgrade the host with the older programs"
     );
     // A later version's hello may be longer and may speak ours too.
     let later = LinkHello { newest: LinkVersion(7), ..hello() };
@@ -276,11 +302,13 @@ fn an_older_version_is_refused_with_both_versions_named() {
     let body = bytes.split_off(32);
     let longer = frame(1, u32::try_from(body.len() + 9).unwrap(), 0, 0, &[body, vec![1; 9]].concat());
     assert_eq!(decode(&longer, usize::MAX).unwrap(), [Incoming::Hello(later)]);
-    assert_eq!(identity().check(&later), Ok(LinkVersion(1)));
+    assert_eq!(identity().check(&later), Ok(LinkVersion(2)));
+    let before_epochs = LinkHello { newest: LinkVersion(1), ..hello() };
+    assert_eq!(identity().check(&before_epochs), Ok(LinkVersion(1)), "it is no worse a mirror");
     // One that gave ours up can have any form.
-    let body = [8_u16.to_le_bytes(), 2_u16.to_le_bytes()].concat();
+    let body = [8_u16.to_le_bytes(), 3_u16.to_le_bytes()].concat();
     let newer = frame(1, 4, 0, 0, &body);
-    let error = FrameError::Version { oldest: LinkVersion(2), newest: LinkVersion(8) };
+    let error = FrameError::Version { oldest: LinkVersion(3), newest: LinkVersion(8) };
     assert_eq!(decode(&newer, usize::MAX), Err(error));
 }
 
