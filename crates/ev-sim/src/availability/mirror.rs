@@ -77,6 +77,10 @@ impl World {
                 self.hosts[index].pair.mirror = Mirror::Waiting { asked: generation };
                 self.keep(index, lost);
             }
+            // Whether or not the mirror says so too: the checkpoint engine does.
+            Mirror::Ahead if !reachable && for_ms == PARTNER_TIMEOUT_MS && self.rng.per_mille(500) => {
+                self.keep(index, lost);
+            }
             Mirror::InStep { .. } if !counts && for_ms.is_multiple_of(COPY_MS) => {
                 self.keep(index, Event::ReplicaGood { disk: DISK, host: other });
             }
