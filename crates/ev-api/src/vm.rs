@@ -1,5 +1,6 @@
 //! VMs, their protection, their disks.
 
+use ev_core::report::Level3Report;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -132,6 +133,9 @@ pub struct VmView {
     /// (Level 3) The host that can go on from the guest's memory at any moment.
     #[serde(default)]
     pub memory: Option<String>,
+    /// Of a guest that runs at Level 3.
+    #[serde(default)]
+    pub level3: Option<Level3View>,
     pub hosts: Vec<String>,
     /// Of the authority record.
     pub generation: u64,
@@ -148,6 +152,70 @@ pub struct VmView {
     pub start_order: u32,
     /// What a person should know and can act on.
     pub troubles: Vec<String>,
+}
+
+/// How far a running guest is protected at Level 3.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level3State {
+    /// Not at all for now: why, in words.
+    Simplex(String),
+    /// Its memory is on its way to the standby.
+    Synchronising,
+    /// The standby has it; the pool has not confirmed that yet.
+    Joining,
+    /// The standby can go on at any moment.
+    Protected,
+    /// The standby was given up; what the guest sends waits until the pool has confirmed that.
+    Parting,
+}
+
+/// State and cost of Level 3, as of the last seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level3View {
+    pub state: Level3State,
+    /// Number of the newest checkpoint that the standby has confirmed.
+    pub confirmed: u64,
+    /// Mean time between checkpoints.
+    pub epoch_us: u64,
+    /// For how long the guest stands still for one.
+    pub pause_median_us: u64,
+    pub pause_p99_us: u64,
+    /// What is sent to the standby.
+    pub pages_per_s: u64,
+    pub bytes_per_s: u64,
+    /// What holding frames back until their checkpoint is confirmed adds to their way.
+    pub latency_median_us: u64,
+    pub latency_p99_us: u64,
+    /// From the end of a pause to the confirmation.
+    pub lag_median_us: u64,
+    /// Why the last session with a standby ended.
+    pub last_end: Option<String>,
+}
+
+impl From<Level3Report> for Level3View {
+    fn from(report: Level3Report) -> Self {
+        use ev_core::report::Level3State as Reported;
+        Self {
+            state: match report.state {
+                Reported::Simplex(why) => Level3State::Simplex(why),
+                Reported::Synchronising => Level3State::Synchronising,
+                Reported::Joining => Level3State::Joining,
+                Reported::Protected => Level3State::Protected,
+                Reported::Parting => Level3State::Parting,
+            },
+            confirmed: report.confirmed,
+            epoch_us: report.epoch_us,
+            pause_median_us: report.pause_median_us,
+            pause_p99_us: report.pause_p99_us,
+            pages_per_s: report.pages_per_s,
+            bytes_per_s: report.bytes_per_s,
+            latency_median_us: report.latency_median_us,
+            latency_p99_us: report.latency_p99_us,
+            lag_median_us: report.lag_median_us,
+            last_end: report.last_end,
+        }
+    }
 }
 
 /// One NIC.

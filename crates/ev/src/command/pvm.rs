@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ev_api::client::{Client, escape};
 use ev_api::vm::{
-    CandidacyView, DesiredChange, DesiredState, DiskView, Done, PowerState, Protect, Revert, Verify, VerifyView, VmView,
+    CandidacyView, DesiredChange, DesiredState, DiskView, Done, Level3State, PowerState, Protect, Revert, Verify,
+    VerifyView, VmView,
 };
 use hyper::Method;
 
@@ -125,6 +126,16 @@ fn concerns(vm: &VmView, desired: DesiredState) -> bool {
     }
 }
 
+fn level3_state(state: &Level3State) -> String {
+    match state {
+        Level3State::Simplex(why) => format!("simplex: {why}"),
+        Level3State::Synchronising => "synchronising: the guest's memory is on its way to the standby".to_owned(),
+        Level3State::Joining => "joining: the pool has to confirm the standby".to_owned(),
+        Level3State::Protected => "protected: the standby can go on at any moment".to_owned(),
+        Level3State::Parting => "parting: the standby was given up, the pool has to confirm that".to_owned(),
+    }
+}
+
 async fn show(client: &Client, format: Format, vm: &str) -> Result<(), Failure> {
     let vm: VmView = client.get(&path(vm, "")).await?;
     output::show(format, &vm, |vm| {
@@ -137,6 +148,7 @@ async fn show(client: &Client, format: Format, vm: &str) -> Result<(), Failure> 
             ("Active host", or_dash(vm.active.as_deref())),
             ("Standby host", or_dash(vm.standby.as_deref())),
             ("Memory held on", or_dash(vm.memory.as_deref())),
+            ("Level 3", vm.level3.as_ref().map_or_else(|| "-".to_owned(), |level3| level3_state(&level3.state))),
             ("Generation", vm.generation.to_string()),
             ("Hardware", format!("{} vCPUs, {} MiB, {}, {}", vm.vcpus, vm.memory_mib, vm.firmware, vm.machine)),
             ("Processor", vm.cpu_model.clone()),

@@ -39,6 +39,7 @@ pub fn vm_view(state: &PoolState, vm: &Vm, reports: &Reports) -> VmView {
         active: record.active.map(name),
         standby: record.standby.map(name),
         memory: record.memory.map(name),
+        level3: active_report.and_then(|report| report.level3.clone()).map(Into::into),
         hosts: vm.hosts.iter().map(|host| name(*host)).collect(),
         generation: record.generation.0,
         vcpus: vm.config.vcpus,
