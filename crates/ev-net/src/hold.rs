@@ -199,6 +199,12 @@ impl OutputHold {
         assert!(first, "somebody hears of waiting frames already");
     }
 
+    /// Whether what the guest sends is held.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.control().mode == Mode::Held
+    }
+
     /// Whether a frame of this epoch (of the present session), or of a later one, has begun to wait: what the callback has said.
     #[must_use]
     pub fn has_waited(&self, epoch: Epoch) -> bool {

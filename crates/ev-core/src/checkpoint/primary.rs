@@ -48,8 +48,10 @@ pub enum Event {
         epoch: Epoch,
         pause: Duration,
     },
-    /// No checkpoint could be taken; the guest runs on.
-    CaptureFailed,
+    /// No checkpoint could be taken; the guest runs on. `held`: disks write ahead, or output is held, from it on.
+    CaptureFailed {
+        held: bool,
+    },
     /// The standby has decided this epoch; `Epoch::NONE`: it has opened the session. `echo` is the newest reading of this host's clock that the standby had got from it.
     Confirmed {
         session: Session,
@@ -218,9 +220,10 @@ impl Primary {
             Event::Heard => self.heard = now,
             Event::Filled { session } => self.filled |= self.session == Some(session),
             Event::Captured { epoch, pause } => self.captured(now, epoch, pause),
-            Event::CaptureFailed => {
-                self.capturing = false;
+            Event::CaptureFailed { held } => {
+                self.capturing = held;
                 self.give_up(out);
+                self.capturing = false;
             }
             Event::Confirmed { session, epoch, echo } => self.confirmed_by_standby(now, session, epoch, echo, out),
             Event::Refused { session } if self.session == Some(session) => self.give_up(out),

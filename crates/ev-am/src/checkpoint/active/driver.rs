@@ -307,7 +307,8 @@ impl Driver {
     fn failed(&mut self, why: &str) {
         tracing::warn!(why, "checkpoints can't go on");
         self.end_because(why);
-        self.tell(Event::CaptureFailed);
+        let held = self.spec.hold.is_held();
+        self.tell(Event::CaptureFailed { held });
     }
 
     fn on_ship(&mut self, notice: ShipNotice) {

@@ -103,16 +103,27 @@ impl Work {
     pub fn at_stop(&self, hold: &Arc<OutputHold>, epoch: Epoch) -> AtStop {
         let (session, disks, hold) = (self.session, self.disks.clone(), Arc::clone(hold));
         Box::new(move || {
-            if epoch == Epoch::FIRST {
+            if epoch > Epoch::FIRST {
+                hold.advance_to(epoch.next());
+                return mark(&disks, session, epoch);
+            }
+            let marked = mark(&disks, session, epoch);
+            if marked.is_ok() {
                 hold.hold_from(epoch.next());
             } else {
-                hold.advance_to(epoch.next());
+                // Those that write ahead already are brought in step anew.
+                disks.iter().try_for_each(|(_, disk)| disk.end_ahead()).map_err(io::Error::other)?;
             }
-            let marks = disks.iter().map(|(_, disk)| disk.mark_epoch(session, epoch));
-            let marks = marks.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
-            marks.into_iter().try_for_each(|mark| mark.wait(MARK_TIME_MAX).map_err(io::Error::other))
+            marked
         })
     }
+}
+
+/// Has each disk put the end of the epoch behind what was written.
+fn mark(disks: &[(DiskId, Arc<Disk>)], session: Session, epoch: Epoch) -> io::Result<()> {
+    let marks = disks.iter().map(|(_, disk)| disk.mark_epoch(session, epoch));
+    let marks = marks.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    marks.into_iter().try_for_each(|mark| mark.wait(MARK_TIME_MAX).map_err(io::Error::other))
 }
 
 /// Begins to note what the guest writes.
