@@ -110,8 +110,7 @@ impl Coordinator {
         if !self.is_ahead() {
             return;
         }
-        self.drop_link(CloseReason::EpochsEnded, out);
-        self.partner.expected = Expected::Nothing;
+        self.part_from_staged(out);
         self.ahead = Ahead::Leaving;
         let awaited = self.required().partner;
         for entry in self.ops.values_mut().filter(|entry| awaited && entry.partner == Leg::Unneeded) {
@@ -125,11 +124,17 @@ impl Coordinator {
     /// The record in effect does not count on the partner any more.
     pub(super) fn ahead_is_over(&mut self, out: &mut Vec<Action>) {
         if self.was_ahead() {
-            // It has staged what it was sent, and will not apply it.
-            self.drop_link(CloseReason::EpochsEnded, out);
-            self.partner.expected = Expected::Nothing;
+            self.part_from_staged(out);
             self.ahead = Ahead::Not;
         }
+    }
+
+    /// The partner has staged what it was sent, and may not apply it: it is greeted anew. A later link knows that already.
+    fn part_from_staged(&mut self, out: &mut Vec<Action>) {
+        if self.partner.takes_part() {
+            self.drop_link(CloseReason::EpochsEnded, out);
+        }
+        self.partner.expected = Expected::Nothing;
     }
 
     /// What may be told of an operation, by the rules that hold now.

@@ -1,5 +1,7 @@
 //! The coordinator by itself: what it asks for and when it acknowledges, message by message.
 
+mod ahead;
+
 use super::super::history::{Health, History, ReplicaInfo};
 use super::super::log::RegionLog;
 use super::super::message::{Durability, Epochs, Hello, LocalIo, MapWord, Outcome, RegionMap, WriteKind};

@@ -140,6 +140,12 @@ impl Staging {
         self.bytes
     }
 
+    /// Number of whole epochs that are not told to be applied.
+    #[cfg(test)]
+    pub fn undecided(&self) -> usize {
+        self.whole.len()
+    }
+
     /// Whether nothing that was told to be applied is left.
     pub fn is_quiet(&self) -> bool {
         self.due.is_empty() && self.running.is_empty()
