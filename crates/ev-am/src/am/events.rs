@@ -176,8 +176,11 @@ impl Am {
                 Stay::Yes
             }
             DiskEvent::AheadStuck { disk, session } => {
-                tracing::warn!(%disk, %session, "the guest waits for a disk that failed here; it can go on on the standby");
-                Stay::Yes
+                tracing::warn!(%disk, %session, "the guest waits for a disk that failed here; it goes on on the standby");
+                match self.config.partner {
+                    Some(host) => self.step(KeeperEvent::SwitchTo { host }).await,
+                    None => Stay::Yes,
+                }
             }
             DiskEvent::Trouble { disk, text } => {
                 tracing::warn!(%disk, text, "a disk is in trouble");

@@ -219,6 +219,7 @@ impl Driver {
                         break;
                     }
                     Some(Order::End(done)) => {
+                        self.perform(StandbyAction::Discard);
                         self.let_go().await;
                         let _ = done.send(());
                         return;
@@ -395,7 +396,7 @@ impl Driver {
                 }
             }
             // The active side notices by itself, and what is decided stays.
-            StagedNotice::Ended { why } => tracing::info!(why, "the memory stream ended"),
+            StagedNotice::Ended { why } => tracing::debug!(why, "the memory stream ended"),
         }
     }
 

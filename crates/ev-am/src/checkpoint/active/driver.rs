@@ -28,6 +28,8 @@ const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 const LASTED: Duration = Duration::from_secs(10);
+/// A stream that is wanted and not there is asked for this often.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
 
 /// What the driver's own tasks tell it.
 pub enum Inner {
@@ -65,6 +67,7 @@ pub struct Driver {
     retry_at: Instant,
     retry_pause: Duration,
     clock_at: Instant,
+    asked_at: Option<Instant>,
     stats: Stats,
 }
 
@@ -103,15 +106,13 @@ impl Driver {
             retry_at: now,
             retry_pause: RETRY_FIRST,
             clock_at: now,
+            asked_at: None,
             stats: Stats::default(),
         }
     }
 
     /// Runs until the AM lets go of it.
     pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        // Streams that came before this task was there are gone.
-        self.ask_for(Channel::Lane);
-        self.ask_for(Channel::Memory);
         loop {
             let tick = self.tick_time();
             tokio::select! {
@@ -144,6 +145,7 @@ impl Driver {
     }
 
     fn tick(&mut self) {
+        self.ask_for_streams();
         let session = match (&self.wish, self.engine.phase()) {
             (Wish::No(_), _) => None,
             (Wish::Yes, Phase::Off) if Instant::now() < self.retry_at => None,
@@ -217,7 +219,6 @@ impl Driver {
             }
             Err(error) => {
                 tracing::warn!(%error, "a memory stream can't be set up");
-                self.ask_for(Channel::Memory);
             }
         }
     }
@@ -243,8 +244,20 @@ impl Driver {
         }
     }
 
-    fn ask_for(&self, channel: Channel) {
-        self.notify(ActiveNotice::StreamDown(channel));
+    /// Streams are wanted while checkpoints are; those that came before this task was there are gone.
+    fn ask_for_streams(&mut self) {
+        if self.wish != Wish::Yes || self.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+            return;
+        }
+        let missing = [(Channel::Lane, self.lane.is_none()), (Channel::Memory, self.memory_is_missing())];
+        for (channel, _) in missing.into_iter().filter(|(_, missing)| *missing) {
+            self.asked_at = Some(Instant::now());
+            self.notify(ActiveNotice::StreamDown(channel));
+        }
+    }
+
+    fn memory_is_missing(&self) -> bool {
+        self.memory.is_none() && self.work.as_ref().is_none_or(|work| work.shipper.is_none())
     }
 
     /// Never waits: what is lost is repeated by the engine or by the next tick.
@@ -265,7 +278,6 @@ impl Driver {
             LaneEvent::Down(_) => {
                 self.lane = None;
                 self.unlink("the link was lost");
-                self.ask_for(Channel::Lane);
             }
             LaneEvent::Message(_, LaneMessage::Confirm { session, epoch, echo }) => {
                 if epoch == Epoch::NONE {
@@ -506,7 +518,7 @@ impl Driver {
             drop(work);
             self.linked = false;
             self.memory = None;
-            self.ask_for(Channel::Memory);
+            self.asked_at = None;
             self.tell(Event::LinkDown);
         }
     }
