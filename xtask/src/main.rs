@@ -34,9 +34,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         nextest: Vec<String>,
     },
-    /// Show the main job: two hosts, a real guest at Level 2, a client; hosts are killed, nothing acknowledged is lost
+    /// Show the main job: two hosts, a guest at Level 3 and a real one at Level 2, clients; hosts are killed, nothing that was seen is lost
     Demo {
-        /// How many hosts are killed, in turn
+        /// How many hosts are killed at each level, in turn
         #[arg(long, default_value_t = 2)]
         rounds: u32,
         /// Delete one acknowledged row in between, to see that the demo misses it and fails

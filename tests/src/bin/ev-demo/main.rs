@@ -1,5 +1,7 @@
 //! The main job on one machine, told as it happens: `cargo xtask demo` runs it.
 
+mod level3;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,12 @@ fn main() -> ExitCode {
     let rounds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
     let lose_a_row = std::env::args().nth(2).is_some_and(|word| word == "lose-a-row");
     let story = Story { start: Instant::now() };
-    story.tell("a lab: two hosts, a quorum server, a client outside; each in network namespaces of its own");
+    if !lose_a_row {
+        level3::tell(&story, rounds);
+    }
+    story.tell(
+        "Level 2, in another lab: two hosts, a quorum server, a client outside; each in network namespaces of its own",
+    );
     let lab = TestLab::up(2, 1);
     let pool = Pool::create(&lab);
     story.tell("a pool of both hosts and the quorum server:");
