@@ -21,14 +21,19 @@ pub fn all() -> Result<()> {
     test(&[])
 }
 
+/// Builds all programs, and what they load.
+pub fn build() -> Result<()> {
+    heading("building");
+    show(cargo().args(["build", "--workspace", "--bins"]))?;
+    // No program links it: QEMU loads it.
+    show(cargo().args(["build", "--package", "ev-ramtrack"]))
+}
+
 /// Sets up, builds the programs that the scenarios run, and runs every test.
 pub fn test(nextest: &[String]) -> Result<()> {
     setup::run()?;
     guests::make()?;
-    heading("building");
-    show(cargo().args(["build", "--workspace", "--bins"]))?;
-    // No program links it: QEMU loads it.
-    show(cargo().args(["build", "--package", "ev-ramtrack"]))?;
+    build()?;
     heading("testing");
     let mut tests = cargo();
     tests.args(["nextest", "run", "--workspace"]).args(nextest);

@@ -4,16 +4,14 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{cargo, heading, show, target};
-use crate::{guests, setup};
+use crate::run::{heading, show, target};
+use crate::{ci, guests, setup};
 
 /// Sets up, builds, and runs the story; fails if anything acknowledged was lost.
 pub fn run(rounds: u32, lose_a_row: bool) -> Result<()> {
     setup::run()?;
     guests::make()?;
-    heading("building");
-    // The library that follows a guest's memory is no program.
-    show(cargo().args(["build", "--workspace", "--bins", "--lib"]))?;
+    ci::build()?;
     heading("two hosts, a quorum server, guests, a client; hosts die");
     let mut demo = Command::new(target().join("debug/ev-demo"));
     demo.arg(rounds.to_string()).args(lose_a_row.then_some("lose-a-row"));
