@@ -180,7 +180,13 @@ impl Keeper {
     }
 
     fn change_wished(&self, wish: Wish) -> AuthorityChange {
-        match (wish, self.vm.authority.memory) {
+        let record = &self.vm.authority;
+        match (wish, record.memory) {
+            // It has the last good replica of a disk, so it can't be given up, and what is held back here never leaves. All that
+            // was let out is there: the guest starts anew where its disks are.
+            (Wish::StandbyLost(host), _) if record.holds_all_good(host) && !record.holds_all_good(self.host) => {
+                AuthorityChange::Start { host, clean: false }
+            }
             (Wish::StandbyLost(host), _) => AuthorityChange::StandbyLost { host },
             // A disk of this host fails, and what was written to it last is nowhere else: the guest goes on where all is well.
             (Wish::Lost(_, lost), Some(host)) if lost == self.host => AuthorityChange::Continue { host },

@@ -212,6 +212,22 @@ fn when_a_disk_here_fails_the_guest_goes_on_where_the_memory_is() {
 }
 
 #[test]
+fn a_standby_that_has_the_only_disks_is_not_given_up_but_starts_the_guest() {
+    let mut state = protected();
+    state.must(place(1, Level::System, &[H1, H2]));
+    state.start(1, H1, true);
+    let mut bench = Bench::new(H1, state);
+    bench.lease(0);
+    bench.at(10, Event::Started);
+    bench.state.must(bench.state.change(1, AuthorityChange::ReplicaLost { disk: disk_id(1, 0), host: H1 }));
+    bench.tell(20);
+    let start = AuthorityChange::Start { host: H2, clean: false };
+    assert_eq!(bench.proposed(30, Event::StandbyLost { host: H2 }), std::slice::from_ref(&start));
+    bench.state.must(bench.state.change(1, start));
+    assert_eq!(guests(bench.tell(40)), [Action::End { cause: EndCause::Superseded }]);
+}
+
+#[test]
 fn a_guest_that_goes_on_elsewhere_ends_here_and_its_gate_closes() {
     let mut bench = Bench::held();
     bench.state.must(bench.state.change(1, AuthorityChange::Continue { host: H2 }));
