@@ -16,6 +16,8 @@ pub struct Question<'a> {
     pub partner_alive: bool,
     /// Free bytes where the partner keeps replicas, if it has told.
     pub partner_free_bytes: Option<u64>,
+    /// The partner's memory, if it has told.
+    pub partner_memory_mib: Option<u64>,
 }
 
 /// One reason against it, with what to do.
@@ -45,6 +47,10 @@ pub enum Obstacle {
         "{host} has QEMU {theirs} and the VM's host {ours}: level 3 needs the same version on both, so upgrade the older one"
     )]
     OtherQemu { host: String, theirs: String, ours: String },
+    #[error(
+        "{host} has {memory_mib} MiB of memory, and {needed_mib} are needed there with this VM's, which is held at all times: take VMs off it, or add memory"
+    )]
+    NoMemory { host: String, memory_mib: u64, needed_mib: u64 },
     #[error("on {host} a guest's memory can't be followed: {why}")]
     NoMemoryTracking { host: String, why: String },
     #[error(
@@ -96,6 +102,10 @@ pub fn obstacles(question: &Question<'_>, state: &PoolState) -> Vec<Obstacle> {
         if level == Level::System {
             found.extend(memory_obstacles(vm, home, partner));
         }
+    }
+    let needed_mib = memory_taken_mib(vm, partner.id, state) + u64::from(vm.config.memory_mib);
+    if let Some(memory_mib) = question.partner_memory_mib.filter(|has| level == Level::System && *has < needed_mib) {
+        found.push(Obstacle::NoMemory { host: partner.name.clone(), memory_mib, needed_mib });
     }
     for nic in vm.config.nics.iter().filter(|nic| !state.networks.contains_key(&nic.network)) {
         found.push(Obstacle::NetworkMissing { network: nic.network.to_string() });
@@ -158,6 +168,14 @@ fn memory_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle> {
         found.push(Obstacle::ImmovableProcessorModel(vm.config.cpu_model.clone()));
     }
     found
+}
+
+/// Memory on a host that other guests run in, or that is held there for them.
+fn memory_taken_mib(vm: &Vm, host: HostId, state: &PoolState) -> u64 {
+    let others = state.vms_on(host).filter(|other| other.id != vm.id);
+    let runs_there = |other: &&Vm| other.authority.active == Some(host) && other.authority.power != Power::Off;
+    let taken = others.filter(|other| runs_there(other) || other.level == Level::System);
+    taken.map(|other| u64::from(other.config.memory_mib)).sum()
 }
 
 /// `host` and `max` are whatever the host and its QEMU have; a constant rate of the time stamp counter is the host's own.
@@ -229,7 +247,7 @@ pub fn processor_differences(joining: &CpuFacts, pool: &PoolState) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::fixtures::{H1, H2, protected};
+    use crate::pool::fixtures::{H1, H2, place, protect, protected};
 
     fn cpu(flags: &[&str]) -> CpuFacts {
         CpuFacts {
@@ -239,14 +257,23 @@ mod tests {
         }
     }
 
+    fn question<'a>(state: &'a PoolState, level: Level, partner: &'a Member) -> Question<'a> {
+        Question {
+            vm: state.vm(1),
+            level,
+            partner,
+            partner_alive: true,
+            partner_free_bytes: None,
+            partner_memory_mib: Some(100),
+        }
+    }
+
     /// What stands against level 3 after the pool's members and the VM were changed.
     fn at_level_3(change: impl FnOnce(&mut PoolState)) -> Vec<Obstacle> {
         let mut state = protected();
         change(&mut state);
         let partner = &state.members[&H2];
-        let question =
-            Question { vm: state.vm(1), level: Level::System, partner, partner_alive: true, partner_free_bytes: None };
-        obstacles(&question, &state)
+        obstacles(&question(&state, Level::System, partner), &state)
     }
 
     fn host(state: &mut PoolState, id: HostId) -> &mut Member {
@@ -295,20 +322,28 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_of_all_that_is_or_may_be_there_must_fit() {
+        let taken = |level, host| {
+            at_level_3(|state| {
+                protect(state, 2);
+                state.must(place(2, level, &[H1, H2]));
+                state.start(2, host, true);
+            })
+        };
+        let none = Obstacle::NoMemory { host: "h2".to_owned(), memory_mib: 100, needed_mib: 128 };
+        assert_eq!(taken(Level::Component, H1), []);
+        assert_eq!(taken(Level::Component, H2), std::slice::from_ref(&none));
+        assert_eq!(taken(Level::System, H1), [none]);
+    }
+
+    #[test]
     fn level_2_asks_for_none_of_it() {
         let mut state = protected();
         let partner = host(&mut state, H2);
         partner.qemu_version = "10.0.2".to_owned();
         partner.memory_tracking = MemoryTracking::Untried;
         let partner = &state.members[&H2];
-        let question = Question {
-            vm: state.vm(1),
-            level: Level::Component,
-            partner,
-            partner_alive: true,
-            partner_free_bytes: None,
-        };
-        assert_eq!(obstacles(&question, &state), []);
+        assert_eq!(obstacles(&question(&state, Level::Component, partner), &state), []);
     }
 
     #[test]

@@ -94,12 +94,14 @@ pub async fn candidacy(State(app): State<Arc<App>>, Path(vm): Path<String>) -> A
 
 /// What stands against protecting `vm` with `partner`.
 fn against(member: &Member, state: &PoolState, vm: &Vm, level: Level, partner: &PoolMember) -> Vec<String> {
+    let status = member.live.status_of(partner.id);
     let question = Question {
         vm,
         level,
         partner,
         partner_alive: member.is_online(partner.id),
-        partner_free_bytes: member.live.status_of(partner.id).and_then(|status| status.free_bytes),
+        partner_free_bytes: status.as_ref().and_then(|status| status.free_bytes),
+        partner_memory_mib: status.as_ref().map(|status| status.memory_mib),
     };
     obstacles(&question, state).iter().map(ToString::to_string).collect()
 }
