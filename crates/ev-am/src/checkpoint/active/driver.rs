@@ -356,8 +356,13 @@ impl Driver {
             }
             Pending::Checkpoint(epoch) => {
                 let (ahead, at_stop) = (work.copies_ahead(), at_stop(epoch));
+                let guest = self.spec.guest.clone();
                 tokio::spawn(async move {
                     let done = work::checkpoint(capture, buffer, epoch, ahead, at_stop).await;
+                    if matches!(done, Done::Captured(_, Err(_))) && work::has_died(&guest).await {
+                        tracing::warn!(%epoch, "QEMU died; the standby has what was confirmed");
+                        return;
+                    }
                     let _ = inner.send(Inner::Done(session, done)).await;
                 });
             }

@@ -64,6 +64,9 @@ pub enum Done {
     Captured(Epoch, Result<(Capture, Box<Checkpoint>), String>),
 }
 
+/// A QEMU that dies lets a checkpoint fail before its end is known. Then nothing is to be given up: the standby goes on.
+const DYING_TIME_MAX: Duration = Duration::from_millis(500);
+
 impl Work {
     pub fn new(session: Session, disks: Vec<(DiskId, Arc<Disk>)>) -> Self {
         Self {
@@ -171,4 +174,9 @@ pub async fn checkpoint(
     }
     let taken = capture.checkpoint(buffer, at_stop).await;
     Done::Captured(epoch, taken.map(|taken| (capture, Box::new(taken))).map_err(|error| error.to_string()))
+}
+
+/// Whether QEMU is gone, or about to be.
+pub async fn has_died(guest: &Guest) -> bool {
+    tokio::time::timeout(DYING_TIME_MAX, guest.exited()).await.is_ok()
 }
