@@ -3,7 +3,7 @@
 //! Which rules were broken by hand, and how that was caught: `docs/internals/mirror.md`. `EVENKEEL_SEED=n` runs one
 //! schedule, `EVENKEEL_TRACE=1` tells what happens in it, `EVENKEEL_SCHEDULES=n` runs so many instead of 20,000.
 
-use ev_sim::mirror::{Cut, Summary, run, run_with_cut};
+use ev_sim::mirror::{Cut, Summary, run, run_protected_with_cut, run_with_cut};
 use ev_sim::rng::seeds;
 
 fn schedules() -> u64 {
@@ -36,6 +36,10 @@ fn what_was_acknowledged_is_never_lost_and_both_replicas_meet_again() {
             assert!(count > schedules() / 100, "only {count} {what}: the faults do not bite");
         }
         assert!(came_home > schedules() / 500, "only {came_home} own replicas brought back under the guest");
+        let Summary { confirmed, went_on, behind, .. } = total;
+        assert!(confirmed > schedules() / 5, "only {confirmed} epochs confirmed");
+        assert!(went_on > schedules() / 25, "only {went_on} guests went on from memory");
+        assert!(behind > schedules() / 500, "only {behind} starts from a replica that was written ahead of");
     }
 }
 
@@ -51,5 +55,27 @@ fn power_may_be_cut_after_any_event() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn power_may_be_cut_after_any_event_of_a_protected_guest() {
+    let mut total = Summary::default();
+    for seed in seeds(0, 6) {
+        for step in 0..CUT_STEPS {
+            for cut in [Cut::One(0), Cut::One(1), Cut::Both] {
+                match std::panic::catch_unwind(|| run_protected_with_cut(seed, step, cut)) {
+                    Ok(summary) => total.add(summary),
+                    Err(_) => panic!(
+                        "seed {seed}, power cut ({cut:?}) after event {step}; run the seed alone with EVENKEEL_SEED={seed}"
+                    ),
+                }
+            }
+        }
+    }
+    eprintln!("{total:?}");
+    if std::env::var_os("EVENKEEL_SEED").is_none() {
+        let Summary { confirmed, went_on, behind, .. } = total;
+        assert!(confirmed > 10_000 && went_on > 500 && behind > 500, "the cuts do not come while it is protected");
     }
 }

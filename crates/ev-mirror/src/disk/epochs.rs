@@ -62,6 +62,13 @@ impl Disk {
         self.send(Command::EndAhead)
     }
 
+    /// This process takes up a guest that an earlier one may have protected: the partner's replica may be older than what the guest was
+    /// told, so nothing is acknowledged, nor is this host's replica given up, before a record that does not count on the partner's. To be
+    /// called before the first [`Disk::role`].
+    pub fn was_ahead(&self) -> Result<(), CommandError> {
+        self.send(Command::WasAhead)
+    }
+
     /// On the standby: everything up to this epoch is decided and is to be written, in order. An epoch that is not staged is left out.
     pub fn apply_epoch(&self, session: Session, epoch: Epoch) -> Result<(), CommandError> {
         self.send(Command::ApplyEpoch { session, epoch })

@@ -6,6 +6,7 @@ use ev_core::report::ReplicaState;
 use super::disk::{SECTOR_BYTES, sectors};
 use super::host::{Host, Process};
 use super::oracle::Loss;
+use super::protect::Behind;
 use super::world::{Asked, Closing, GUEST_OPS_MAX, GuestOp, HOSTS, SECTORS, World, place};
 
 impl World {
@@ -49,8 +50,12 @@ impl World {
             Source::Partner => 1 - place,
         };
         let host = &self.hosts[source];
-        let loss =
-            if host.lost_power_at > host.good_since { Loss::UnflushedBefore(host.lost_power_at) } else { Loss::None };
+        let kept_power = host.lost_power_at <= host.good_since;
+        let loss = match self.behind {
+            Some(Behind { together, seen }) => Loss::Behind { together: together.filter(|_| kept_power), seen },
+            None if kept_power => Loss::None,
+            None => Loss::UnflushedBefore(host.lost_power_at),
+        };
         for (sector, value) in host.disk.content().iter().enumerate() {
             assert!(
                 self.oracle.allows(sector, *value, loss),
@@ -60,6 +65,10 @@ impl World {
         }
         assert_eq!(host.disk.superblock().health, Health::Good, "a guest starts from a good replica only");
         self.now += 3;
+        if let Loss::Behind { seen, .. } = loss {
+            self.oracle.unflush_after(seen);
+        }
+        self.behind = None;
         self.oracle.found(host.disk.content(), self.now - 2);
         self.guest.clear();
         self.guest_runs = true;
@@ -77,7 +86,7 @@ impl World {
     pub fn acknowledged(&mut self, place: usize, op: OpId) {
         if self.closing == Some(Closing::Flushing(op)) && self.active == HOSTS[place] {
             self.closing = Some(Closing::Tidying);
-            self.oracle.flushed(self.now + 1);
+            self.flushed(self.now + 1);
         }
         let Some(id) = self.guest_op_of(place, op) else { return };
         let Some(guest) = self.guest.remove(&id) else { return };
@@ -88,11 +97,18 @@ impl World {
                 let durable = write.durability == Durability::BeforeReply;
                 self.oracle.acknowledged(id, sectors(write.extent), durable, self.now);
             }
-            Asked::Flush => self.oracle.flushed(guest.at),
+            Asked::Flush => self.flushed(guest.at),
             Asked::Read { .. } => panic!("a read is answered, not acknowledged"),
         }
         if let Some(process) = &mut self.hosts[place].process {
             process.data.remove(&op);
+        }
+    }
+
+    fn flushed(&mut self, asked: u64) {
+        self.oracle.flushed(asked, self.now);
+        if !self.may_be_behind() {
+            self.oracle.forget_superseded();
         }
     }
 
@@ -130,7 +146,8 @@ impl World {
 
     /// The guest does something.
     pub fn guest_acts(&mut self) {
-        if !self.guest_runs || self.recovering || self.closing.is_some() || self.guest.len() >= GUEST_OPS_MAX {
+        let waits = self.recovering || self.closing.is_some() || self.is_paused();
+        if !self.guest_runs || waits || self.guest.len() >= GUEST_OPS_MAX {
             return;
         }
         self.now += 1;
@@ -231,6 +248,8 @@ impl World {
         }
         match closing {
             Closing::Wanted if self.guest.is_empty() => {
+                // No checkpoint comes any more.
+                process.tell(now, disk, Input::EndAhead);
                 process.next_op += 1;
                 let op = OpId(process.next_op);
                 self.closing = Some(Closing::Flushing(op));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ev_core::checkpoint::{Session, Standby};
 use ev_core::ids::{Generation, HostId};
 use ev_core::mirror::message::MapWord;
 use ev_core::mirror::{
@@ -11,6 +12,7 @@ use ev_core::mirror::{
 use ev_core::time::Instant;
 
 use super::disk::{Disk, Sector, sectors};
+use super::protect::{GoesOn, Protector};
 use crate::rng::Rng;
 
 /// An operation on storage that has not ended.
@@ -58,6 +60,14 @@ pub struct Process {
     pub next_op: u64,
     /// What the engine asked for that concerns others.
     pub outbox: Vec<Action>,
+    /// What protects the guest's memory, on the active host.
+    pub protector: Option<Protector>,
+    /// What holds the guest's memory, on the other one; and where it lets the guest go on from, once it is told to.
+    pub standby: Standby,
+    pub standby_session: Option<Session>,
+    pub goes_on: Option<GoesOn>,
+    /// It takes up a guest that an earlier process may have answered ahead of the partner.
+    pub takes_up: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +100,11 @@ impl Host {
             data: BTreeMap::new(),
             next_op: 0,
             outbox: Vec::new(),
+            protector: None,
+            standby: Standby::default(),
+            standby_session: None,
+            goes_on: None,
+            takes_up: false,
         });
     }
 
@@ -144,11 +159,30 @@ impl Process {
                 }
             }
         }
+        self.take(actions, disk);
+    }
+
+    /// Tells a replica something that only it understands.
+    pub fn tell_replica(&mut self, disk: &Disk, input: ReplicaInput) {
+        let mut actions = Vec::new();
+        if let Engine::Replica(engine) = &mut self.engine {
+            engine.step(input, &mut actions);
+        }
+        self.take(actions, disk);
+    }
+
+    fn take(&mut self, actions: Vec<Action>, disk: &Disk) {
         for action in actions {
             match action {
                 Action::Local { op, io } => self.pending.push(Pending::Io { op, io, covers: disk.flush_begins() }),
                 Action::Commit(words) => self.pending.push(Pending::Words(words)),
                 Action::Superblock(info) => self.pending.push(Pending::Superblock(info)),
+                // At once: the next message may come under the same number.
+                Action::Stage { op, staged } => {
+                    if let Some(data) = self.data.remove(&op) {
+                        self.data.insert(staged, data);
+                    }
+                }
                 other => self.outbox.push(other),
             }
         }
@@ -195,7 +229,7 @@ impl Process {
                 if !failed {
                     let zeroes = vec![0; sectors(write.extent).len()];
                     let data = match write.kind {
-                        WriteKind::Data => self.data.get(&op).unwrap_or(&zeroes),
+                        WriteKind::Data => self.data.get(&op).expect("what is written has its data"),
                         WriteKind::Zeroes | WriteKind::ZeroesAllocated | WriteKind::Trim => &zeroes,
                     };
                     disk.write(write.extent, data, write.durability == Durability::BeforeReply);
@@ -230,13 +264,7 @@ impl Process {
     fn hand_over(&mut self, now: Instant, disk: &Disk, role: Role) {
         match role {
             Role::Coordinator(record) => self.tell(now, disk, Input::Record(record)),
-            Role::Replica { generation, .. } => {
-                let mut actions = Vec::new();
-                if let Engine::Replica(engine) = &mut self.engine {
-                    engine.step(ReplicaInput::Record { generation }, &mut actions);
-                }
-                self.outbox.extend(actions);
-            }
+            Role::Replica { generation, .. } => self.tell_replica(disk, ReplicaInput::Record { generation }),
         }
     }
 
@@ -248,7 +276,7 @@ impl Process {
             Engine::Coordinator(engine) => engine.is_idle(),
             Engine::Replica(engine) => engine.is_idle(),
         };
-        if !idle || !self.pending.is_empty() {
+        if !idle || !self.pending.is_empty() || !self.outbox.is_empty() {
             return false;
         }
         self.next_role = None;
@@ -259,7 +287,6 @@ impl Process {
         };
         let local = local.expect("an engine or the process has the replica");
         self.data.clear();
-        self.outbox.clear();
         self.engine = match role {
             Role::Coordinator(_) => Engine::Coordinator(Box::new(Coordinator::new(local, settings, now))),
             Role::Replica { coordinator, generation } => {
@@ -267,6 +294,9 @@ impl Process {
             }
         };
         if let Role::Coordinator(_) = role {
+            if self.takes_up {
+                self.tell(now, disk, Input::WasAhead);
+            }
             self.hand_over(now, disk, role);
         }
         true
@@ -301,6 +331,7 @@ fn for_replica(input: Input) -> Option<ReplicaInput> {
         | Input::Verify { .. }
         | Input::MarkEpoch { .. }
         | Input::EndAhead
+        | Input::WasAhead
         | Input::Tidy => None,
     }
 }

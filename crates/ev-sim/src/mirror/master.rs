@@ -22,7 +22,13 @@ impl World {
                 if self.good == BTreeSet::from([host]) {
                     return;
                 }
+                // The keeper waits until what an earlier process has asked for is void, before its guest is protected.
+                if host == self.active && self.ahead.is_some() {
+                    return;
+                }
                 self.good.remove(&host);
+                self.memory = false;
+                self.standby_is_out();
                 self.end_guest_of_a_lost_cache();
             }
             Wish::ReplicaGood { host, .. } => {
@@ -79,6 +85,12 @@ impl World {
         if self.hosts[place(choice)].disk.failed {
             return;
         }
+        if self.memory && choice != self.active {
+            return self.continue_guest();
+        }
+        self.memory = false;
+        self.continuing = false;
+        self.is_started_from(choice);
         self.active = choice;
         if self.closing != Some(Closing::Clean) {
             self.good = BTreeSet::from([choice]);

@@ -9,16 +9,21 @@
 //! - A replica that a copy is overwriting is never called good, and no guest starts from it.
 //! - A delta copy looks only at regions that were written.
 //! - The guest sees no error while a good replica can be reached.
+//! - With checkpoints (Level 3): who goes on from memory finds on its disk exactly what the guest's had at the end of that epoch. Who is started
+//!   from a replica that was written ahead of finds at least what was flushed in epochs that were confirmed.
 //! - When the faults end, everything asked for is answered and both replicas are in step again.
 
+mod check;
 mod disk;
 mod guest;
 mod host;
 mod link;
 mod master;
+mod memory;
 mod oracle;
+mod protect;
 mod run;
 mod world;
 
-pub use run::{Cut, run, run_with_cut};
+pub use run::{Cut, run, run_protected_with_cut, run_with_cut};
 pub use world::Summary;

@@ -11,8 +11,8 @@ struct Written {
     /// When it came to the replicas first; for what a guest has found, that was before it began.
     written: u64,
     acknowledged: Option<u64>,
-    /// A flush that was asked for after its acknowledgement was acknowledged too.
-    flushed: bool,
+    /// When a flush that was asked for after its acknowledgement was acknowledged too.
+    flushed: Option<u64>,
     /// The guest's number of the write.
     id: u64,
 }
@@ -29,12 +29,18 @@ pub enum Loss {
     None,
     /// Those asked for before this time that were not flushed: the replica's host lost its power then.
     UnflushedBefore(u64),
+    /// The replica was written ahead of. Nobody has seen anything that the guest did after `seen`, so only what it had flushed by then
+    /// must be there, and if it kept its power what was acknowledged before `together`, when both replicas still were asked.
+    Behind {
+        together: Option<u64>,
+        seen: u64,
+    },
 }
 
 impl Oracle {
     pub fn new(content: &[Sector]) -> Self {
         let known = |value: &Sector| {
-            vec![Written { value: *value, asked: 0, written: 0, acknowledged: Some(0), flushed: true, id: 0 }]
+            vec![Written { value: *value, asked: 0, written: 0, acknowledged: Some(0), flushed: Some(0), id: 0 }]
         };
         Self { sectors: content.iter().map(known).collect() }
     }
@@ -51,13 +57,13 @@ impl Oracle {
             }
             let first = sector.iter().rev().find(|written| written.value == value);
             let written = first.map_or(now + 1, |first| first.written);
-            sector.push(Written { value, asked: now + 1, written, acknowledged: Some(now + 1), flushed: false, id: 0 });
+            sector.push(Written { value, asked: now + 1, written, acknowledged: Some(now + 1), flushed: None, id: 0 });
         }
     }
 
     pub fn asked(&mut self, id: u64, sectors: std::ops::Range<usize>, value: Sector, now: u64) {
         for sector in sectors {
-            let written = Written { value, asked: now, written: now, acknowledged: None, flushed: false, id };
+            let written = Written { value, asked: now, written: now, acknowledged: None, flushed: None, id };
             self.sectors[sector].push(written);
         }
     }
@@ -66,19 +72,32 @@ impl Oracle {
         for sector in sectors {
             for written in self.sectors[sector].iter_mut().filter(|written| written.id == id) {
                 written.acknowledged = Some(now);
-                written.flushed = durable;
+                written.flushed = durable.then_some(now);
             }
         }
     }
 
     /// A flush that was asked for at `asked` was acknowledged.
-    pub fn flushed(&mut self, asked: u64) {
+    pub fn flushed(&mut self, asked: u64, now: u64) {
         for written in self.sectors.iter_mut().flatten() {
-            written.flushed |= written.acknowledged.is_some_and(|at| at < asked);
+            if written.acknowledged.is_some_and(|at| at < asked) {
+                written.flushed.get_or_insert(now);
+            }
         }
+    }
+
+    /// Forgets what can't come back any more. Not while the guest is answered ahead of one of the replicas.
+    pub fn forget_superseded(&mut self) {
         for sector in &mut self.sectors {
             let all = sector.clone();
-            sector.retain(|written| !superseded(written, &all, |other| other.flushed));
+            sector.retain(|written| !superseded(written, &all, |other| other.flushed.is_some()));
+        }
+    }
+
+    /// The guest goes on from a replica that was written ahead of: what it flushed later than `seen` need not have been.
+    pub fn unflush_after(&mut self, seen: u64) {
+        for written in self.sectors.iter_mut().flatten() {
+            written.flushed = written.flushed.filter(|at| *at <= seen);
         }
     }
 
@@ -86,7 +105,11 @@ impl Oracle {
     pub fn allows(&self, sector: usize, value: Sector, loss: Loss) -> bool {
         let counts = |other: &Written| match loss {
             Loss::None => true,
-            Loss::UnflushedBefore(time) => other.flushed || other.written > time,
+            Loss::UnflushedBefore(time) => other.flushed.is_some() || other.written > time,
+            Loss::Behind { together, seen } => {
+                let acknowledged = together.is_some_and(|time| other.acknowledged.is_some_and(|at| at <= time));
+                acknowledged || other.flushed.is_some_and(|at| at <= seen)
+            }
         };
         let all = &self.sectors[sector];
         all.iter().any(|written| written.value == value && !superseded(written, all, counts))

@@ -5,6 +5,8 @@ use super::world::{HOSTS, Summary, World, place};
 
 /// Events with faults.
 const STORM_STEPS: u64 = 900;
+/// The same with a guest that is protected by checkpoints: it takes a while until it is.
+const PROTECTED_STEPS: u64 = 1500;
 /// Events that peace may take until everything is in step; far more than ever needed.
 const PEACE_STEPS: u64 = 40_000;
 
@@ -22,6 +24,9 @@ struct Weather {
     stall: u64,
     freeze: u64,
     clean_end: u64,
+    /// The memory's stream breaks, and the guest is told to go on elsewhere.
+    lane: u64,
+    switch: u64,
 }
 
 /// No faults.
@@ -37,7 +42,25 @@ const CALM: Weather = Weather {
     stall: 0,
     freeze: 0,
     clean_end: 0,
+    lane: 0,
+    switch: 0,
 };
+
+impl Weather {
+    /// Protection by checkpoints takes a while to begin, and ends with most faults.
+    fn calmer(self) -> Self {
+        Self {
+            cut_link: self.cut_link / 4,
+            kill: self.kill / 4,
+            power: self.power / 4,
+            both_power: self.both_power / 2,
+            takeover: self.takeover / 4,
+            freeze: self.freeze / 2,
+            stall: self.stall / 2,
+            ..self
+        }
+    }
+}
 
 impl World {
     fn weather(&mut self) -> Weather {
@@ -54,6 +77,27 @@ impl World {
             stall: some(10),
             freeze: some(5),
             clean_end: some(5),
+            lane: 6,
+            switch: 8,
+        }
+    }
+
+    /// What only a guest that is protected by checkpoints sees.
+    fn level3(&mut self, weather: Weather) {
+        if !self.protected {
+            return;
+        }
+        if self.rng.per_mille(weather.lane) {
+            self.lane_ends();
+        }
+        if self.memory && self.rng.per_mille(weather.switch) {
+            self.continue_guest();
+        }
+        match self.rng.within(0..8) {
+            0..=2 => self.protect(),
+            3 | 4 => self.hear_active(),
+            5 | 6 => self.hear_standby(),
+            _ => self.commit_memory(),
         }
     }
 
@@ -177,13 +221,14 @@ impl World {
         } else if host.disk.failed && self.rng.per_mille(100) {
             self.kill_process(place);
         }
-        if !self.guest_runs && !self.recovering && self.rng.per_mille(700) {
+        if !self.guest_runs && !self.recovering && !self.continuing && self.rng.per_mille(700) {
             self.start_guest();
         }
     }
 
     /// Everything is repaired, and each message, record and proposal arrives.
     fn peace(&mut self) {
+        self.protected = false;
         for place in 0..2 {
             if self.hosts[place].disk.failed {
                 self.kill_process(place);
@@ -210,11 +255,13 @@ impl World {
             }
             self.submit_guest_ops();
             self.advance_clean_end();
+            self.protect();
+            self.commit_memory();
             while !self.wishes.is_empty() {
                 self.commit_wish(0);
             }
             // A guest that can't go on is started again, and one whose only replica lost its power under it.
-            if (!self.guest_runs || self.is_stuck(step)) && !self.recovering {
+            if (!self.guest_runs || self.is_stuck(step)) && !self.recovering && !self.continuing {
                 self.start_guest();
             }
         }
@@ -231,8 +278,13 @@ impl World {
         step > PEACE_STEPS / 4 && step.is_multiple_of(8192)
     }
 
-    fn is_done(&self) -> bool {
-        self.good.len() == 2 && self.guest_runs && !self.recovering && self.guest.is_empty() && self.check_same()
+    fn is_done(&mut self) -> bool {
+        self.good.len() == 2
+            && self.is_unprotected()
+            && self.guest_runs
+            && !self.recovering
+            && self.guest.is_empty()
+            && self.check_same()
     }
 }
 
@@ -243,11 +295,17 @@ impl World {
 #[must_use]
 pub fn run(seed: u64) -> Summary {
     let mut world = World::new(seed, seed % 8 == 7);
-    let weather = world.weather();
-    for _ in 0..STORM_STEPS {
+    let mut weather = world.weather();
+    world.protected = seed % 4 == 1 || seed % 4 == 2;
+    if world.protected {
+        weather = weather.calmer();
+    }
+    let steps = if world.protected { PROTECTED_STEPS } else { STORM_STEPS };
+    for _ in 0..steps {
         world.faults(weather);
         world.delays(weather);
         world.event(weather);
+        world.level3(weather);
         world.check_same();
     }
     world.must_end_well()
@@ -270,6 +328,26 @@ pub fn run_with_cut(seed: u64, step: u64, cut: Cut) -> Summary {
     let mut world = World::new(seed, seed % 2 == 1);
     for _ in 0..step {
         world.event(CALM);
+    }
+    for place in 0..2 {
+        if cut == Cut::Both || cut == Cut::One(place) {
+            world.cut_power(place);
+        }
+    }
+    world.must_end_well()
+}
+
+/// Like [`run_with_cut`], with a guest that is protected by checkpoints.
+///
+/// # Panics
+/// When a rule is broken.
+#[must_use]
+pub fn run_protected_with_cut(seed: u64, step: u64, cut: Cut) -> Summary {
+    let mut world = World::new(seed, false);
+    world.protected = true;
+    for _ in 0..step {
+        world.event(CALM);
+        world.level3(CALM);
     }
     for place in 0..2 {
         if cut == Cut::Both || cut == Cut::One(place) {
@@ -317,12 +395,14 @@ impl World {
             format!("host {place}: superblock {:?}, pending {pending:?}, {engine}", host.disk.superblock())
         };
         format!(
-            "generation {}, active {}, good {:?}, guest runs {}, recovering {}, guest {:?}, link {:?}, {}, {}",
+            "generation {}, active {}, good {:?}, guest runs {}, recovering {}, continuing {}, memory {}, guest {:?}, link {:?}, {}, {}",
             self.generation,
             self.active,
             self.good,
             self.guest_runs,
             self.recovering,
+            self.continuing,
+            self.memory,
             self.guest,
             self.link.as_ref().map(|link| (link.held, link.cut, [link.to[0].len(), link.to[1].len()])),
             of(place(self.active)),

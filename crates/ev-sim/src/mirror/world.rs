@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ev_core::checkpoint::StandbyEvent;
 use ev_core::ids::{Generation, HostId, MemberId};
 use ev_core::mirror::{
     Action, CopyKind, Extent, Geometry, Health, History, Input, Message, OpId, Record, ReplicaInfo, Required, Settings,
-    Trouble, Verified, Wish, Write,
+    Trouble, Wish, Write,
 };
-use ev_core::report::ReplicaState;
 use ev_core::time::Instant;
 
 use super::disk::{Disk, SECTOR_BYTES, Sector};
 use super::host::{Engine, Host, Pending, Process, Role, data_op};
 use super::link::{Link, Packet};
 use super::oracle::Oracle;
+use super::protect::{Ahead, Behind, DISK, Lane};
 use crate::rng::Rng;
 
 pub const HOSTS: [HostId; 2] = [MemberId(1), MemberId(2)];
@@ -66,6 +67,11 @@ pub struct Summary {
     pub compared: u64,
     /// Times that the active host's own replica came back while the guest went on.
     pub came_home: u64,
+    /// Epochs that were confirmed, and takeovers from memory.
+    pub confirmed: u64,
+    pub went_on: u64,
+    /// Starts from a replica that was written ahead of.
+    pub behind: u64,
 }
 
 impl Summary {
@@ -80,6 +86,9 @@ impl Summary {
         self.clean_ends += other.clean_ends;
         self.compared += other.compared;
         self.came_home += other.came_home;
+        self.confirmed += other.confirmed;
+        self.went_on += other.went_on;
+        self.behind += other.behind;
     }
 }
 
@@ -110,10 +119,25 @@ pub struct World {
     pub oracle: Oracle,
     /// Regions that were ever written, or may be taken for written.
     pub touched: BTreeSet<u64>,
-    copy_kind: Option<CopyKind>,
+    pub copy_kind: Option<CopyKind>,
     /// No storage has failed so far, so that a comparison must find nothing.
     pub exact: bool,
     pub summary: Summary,
+    /// Whether the guest is to be protected by checkpoints.
+    pub protected: bool,
+    /// The record lets the other host go on from the guest's memory.
+    pub memory: bool,
+    /// The record lets the guest go on from its memory, and it has not yet.
+    pub continuing: bool,
+    /// The guest was answered ahead of the other host's replica, which the record still counts on.
+    pub ahead: Option<Ahead>,
+    /// What the replicas that the guest is to be started from may lack.
+    pub behind: Option<Behind>,
+    pub lane: Lane,
+    /// Proposals that concern the memory, by the record that they are made against.
+    pub memory_held: Vec<Generation>,
+    pub standby_lost: Vec<Generation>,
+    pub next_session: u64,
 }
 
 pub fn place(host: HostId) -> usize {
@@ -169,6 +193,15 @@ impl World {
             touched: BTreeSet::new(),
             copy_kind: None,
             summary: Summary::default(),
+            protected: false,
+            memory: false,
+            continuing: false,
+            ahead: None,
+            behind: None,
+            lane: Lane::default(),
+            memory_held: Vec::new(),
+            standby_lost: Vec::new(),
+            next_session: 0,
         };
         for place in 0..2 {
             world.start_process(place);
@@ -221,6 +254,7 @@ impl World {
             return;
         }
         self.tell(|| format!("host {place} learns {role:?}"));
+        self.learn(place, role);
         let now = self.instant();
         let Host { process, disk, .. } = &mut self.hosts[place];
         let Some(process) = process else { return };
@@ -254,6 +288,7 @@ impl World {
             link.cut(&mut self.rng);
         }
         self.drop_link(place);
+        self.lane_ends();
         let rng = &mut self.rng;
         self.hosts[place].kill_process(false, rng);
         self.forget_ops(place);
@@ -269,12 +304,14 @@ impl World {
         }
         self.drop_link(place);
         self.now += 1;
+        self.lane_ends();
         let now = self.now;
         let rng = &mut self.rng;
         self.hosts[place].cut_power(now, rng);
         self.forget_ops(place);
         if self.active == HOSTS[place] {
             self.recovering = false;
+            self.continuing = false;
         }
         // A guest whose only replica lost what was not flushed can't go on, wherever it runs.
         if self.guest_runs && (self.active == HOSTS[place] || self.good == BTreeSet::from([HOSTS[place]])) {
@@ -357,7 +394,7 @@ impl World {
         };
         self.tell(|| format!("host {place} gets {:?}", packet.message));
         match packet.message {
-            Message::CopyBegin { .. } => self.hosts[place].good_since = self.now,
+            Message::CopyBegin { .. } => self.is_copied(place),
             Message::CopyData { .. } if self.copy_kind.is_some() => {
                 let health = self.hosts[place].disk.superblock().health;
                 assert_eq!(health, Health::Copying, "the target says what it is before its first byte changes");
@@ -372,6 +409,20 @@ impl World {
         }
         process.tell(now, disk, Input::Received(packet.message));
         self.after(place);
+    }
+
+    /// What this host's replica holds is from here on what the other one holds. If that one has lost its power, and no guest has begun
+    /// since, what it had not flushed is not to be found here either.
+    fn is_copied(&mut self, place: usize) {
+        let (since, lost) = {
+            let source = &self.hosts[1 - place];
+            (source.good_since, source.lost_power_at)
+        };
+        let target = &mut self.hosts[place];
+        target.good_since = self.now;
+        if lost > since.max(self.guest_since) {
+            (target.good_since, target.lost_power_at) = (since, lost);
+        }
     }
 
     /// Ends one operation on that host's storage.
@@ -408,6 +459,7 @@ impl World {
             let Some(process) = process else { return };
             let changed = process.change_engine(now, disk, Self::settings());
             self.try_recover(place);
+            self.try_go_on(place);
             let Some(process) = &mut self.hosts[place].process else { return };
             let actions = std::mem::take(&mut process.outbox);
             if actions.is_empty() && !changed {
@@ -428,22 +480,29 @@ impl World {
             Action::Answer { op, .. } => self.answered(place, op),
             Action::Fail { op } => self.failed(place, op),
             Action::CloseLink(_) => self.drop_link(place),
-            Action::Wish(wish) => self.wishes.push(wish),
+            Action::Wish(wish) => {
+                let engine = self.hosts[place].process.as_ref().and_then(Process::coordinator);
+                assert!(engine.is_none_or(|engine| engine.ahead().is_none()), "{wish:?} while writing ahead");
+                self.wishes.push(wish);
+            }
             Action::Trouble(Trouble::LocalFailed) => self.summary.failed_disks += 1,
             Action::Trouble(_) => {}
             Action::Verified(verified) => self.verified(verified),
-            Action::Marked(_)
-            | Action::AheadStuck { .. }
-            | Action::Stage { .. }
-            | Action::EpochStaged { .. }
-            | Action::EpochApplied { .. }
-            | Action::EpochsLost { .. } => {}
+            Action::Marked(outcome) => self.marked(place, outcome.is_ok()),
+            Action::AheadStuck { .. } => self.stuck(place),
+            Action::EpochStaged { session, epoch, flushed } => {
+                self.standby(place, StandbyEvent::DiskStaged { session, disk: DISK, epoch, flushed });
+            }
+            Action::EpochApplied { session, epoch } => {
+                self.standby(place, StandbyEvent::DiskApplied { session, disk: DISK, epoch });
+            }
+            Action::EpochsLost { .. } => self.standby(place, StandbyEvent::Failed),
             Action::Forget { op } => {
                 if let Some(process) = self.hosts[place].process.as_mut().filter(|process| !process.is_busy(op)) {
                     process.data.remove(&op);
                 }
             }
-            Action::Local { .. } | Action::Commit(_) | Action::Superblock(_) => {
+            Action::Local { .. } | Action::Commit(_) | Action::Superblock(_) | Action::Stage { .. } => {
                 unreachable!("kept by the process")
             }
         }
@@ -456,83 +515,6 @@ impl World {
         if let Some(link) = self.link.as_mut().filter(|link| link.held[place] && link.held[1 - place] && !link.cut) {
             link.to[1 - place].push_back(Packet { message, data });
         }
-    }
-
-    /// A delta copy looks at nothing that was never written.
-    fn check_copy(&mut self, place: usize, message: &Message) {
-        match message {
-            Message::CopyBegin { kind, .. } => {
-                self.copy_kind = Some(*kind);
-                match kind {
-                    CopyKind::Delta => self.summary.delta_copies += 1,
-                    CopyKind::Full => self.summary.full_copies += 1,
-                }
-            }
-            // What is looked at from here on is a comparison.
-            Message::CopyEnd { .. } => self.copy_kind = None,
-            Message::History { .. } => self.summary.entrusted += 1,
-            Message::HashRequest { extent, .. } => {
-                let torn = self.hosts.iter().any(|host| host.disk.torn);
-                let interrupted = self.hosts.iter().any(|host| host.disk.superblock().health != Health::Good);
-                if self.copy_kind == Some(CopyKind::Delta) && !torn && self.summary.full_copies == 0 && !interrupted {
-                    for region in self.geometry.regions_of(*extent) {
-                        assert!(self.touched.contains(&region), "host {place} looks at region {region} for nothing");
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// What must hold at every moment.
-    fn check(&self) {
-        for host in &self.hosts {
-            if self.good.contains(&host.id) {
-                let health = host.disk.superblock().health;
-                assert_eq!(health, Health::Good, "the record calls the replica of host {} good", host.id);
-            }
-        }
-    }
-
-    /// Replicas in step are the same while the guest goes on, block for block.
-    fn verified(&mut self, verified: Verified) {
-        self.summary.compared += u64::from(verified.complete);
-        assert!(!self.exact || verified.different_bytes == 0, "a comparison of replicas in step finds {verified:?}");
-    }
-
-    /// Compares both replicas, if they are in step.
-    pub fn compare(&mut self) {
-        let (place, repair) = (place(self.active), self.rng.per_mille(500));
-        if self.is_frozen(place) {
-            return;
-        }
-        let now = self.instant();
-        let Host { process, disk, .. } = &mut self.hosts[place];
-        if let Some(process) = process.as_mut().filter(|process| process.coordinator().is_some()) {
-            process.tell(now, disk, Input::Verify { repair, bytes_per_s: None });
-        }
-        self.after(place);
-    }
-
-    /// Both replicas are in step and nothing is under way: then they are the same.
-    pub fn check_same(&self) -> bool {
-        let active = place(self.active);
-        let quiet = |host: &Host| host.process.as_ref().is_some_and(|process| process.pending.is_empty());
-        let Some(engine) = self.hosts[active].process.as_ref().and_then(Process::coordinator) else { return false };
-        let in_step = engine.partner_state() == Some(ReplicaState::Online)
-            && engine.local_state() == ReplicaState::Online
-            && self.good.len() == 2;
-        let whole = |link: &&Link| !link.cut && link.held == [true, true];
-        let link = self.link.as_ref().filter(whole);
-        let silent = link.is_some_and(|link| link.to.iter().all(std::collections::VecDeque::is_empty));
-        if !(in_step && silent && self.hosts.iter().all(quiet) && engine.ops_in_flight() == 0) {
-            return false;
-        }
-        let [a, b] = &self.hosts;
-        for (sector, (a, b)) in a.disk.content().iter().zip(b.disk.content()).enumerate() {
-            assert_eq!(a, b, "the replicas are in step and differ in sector {sector}: {}", self.oracle.explain(sector));
-        }
-        true
     }
 
     /// Time passes, and both engines are told.

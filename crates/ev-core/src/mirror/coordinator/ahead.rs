@@ -9,7 +9,8 @@
 //! - *Writing*: acknowledgements wait for this host's replica alone. What the guest is told is seen by nobody else before the partner's
 //!   host holds its epoch. A lost link changes nothing for the guest. Whether the partner is to be given up is decided by whoever
 //!   protects the memory: nothing is wished for here.
-//! - *Leaving*: the record still counts on the partner, which lacks what was acknowledged. Nothing more is, before a record without it.
+//! - *Leaving*: the record still counts on the partner, which lacks what was acknowledged. Nothing more is, before a record without it. A new
+//!   process that takes up a guest begins so.
 //!
 //! A partner that was written ahead of never takes up where it was: only a copy brings it back.
 //!
@@ -119,6 +120,14 @@ impl Coordinator {
             }
         }
         self.reconsider_all(out);
+    }
+
+    /// The guest was perhaps answered ahead of the partner before this process began: should this host's replica fail now, the partner's
+    /// is not the disk that the guest knows.
+    pub(super) fn may_have_been_ahead(&mut self) {
+        if self.record.is_none() && self.ahead == Ahead::Not {
+            self.ahead = Ahead::Leaving;
+        }
     }
 
     /// The record in effect does not count on the partner any more.

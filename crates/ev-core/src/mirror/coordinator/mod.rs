@@ -97,6 +97,9 @@ pub enum Input {
     },
     /// The guest is no longer protected by checkpoints.
     EndAhead,
+    /// An earlier process on this host may have answered the guest, which still runs, ahead of the partner. To be told before the first
+    /// record.
+    WasAhead,
     /// The guest has ended and everything was flushed: nothing needs to stay in the write-intent log.
     Tidy,
 }
@@ -199,6 +202,7 @@ impl Coordinator {
             Input::Verify { repair, bytes_per_s } => self.start_verify(repair, bytes_per_s, out),
             Input::MarkEpoch { session, epoch } => self.mark_epoch(session, epoch, out),
             Input::EndAhead => self.end_ahead(out),
+            Input::WasAhead => self.may_have_been_ahead(),
             Input::Tidy => self.thin_out(0),
         }
         self.advance(out);

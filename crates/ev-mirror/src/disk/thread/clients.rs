@@ -300,6 +300,7 @@ impl Thread {
                 | Input::Verify { .. }
                 | Input::MarkEpoch { .. }
                 | Input::EndAhead
+                | Input::WasAhead
                 | Input::Tidy => {}
             },
         }

@@ -175,6 +175,7 @@ impl Thread {
             | Input::Verify { .. }
             | Input::MarkEpoch { .. }
             | Input::EndAhead
+            | Input::WasAhead
             | Input::Tidy => {}
         }
     }

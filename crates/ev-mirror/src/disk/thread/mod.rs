@@ -77,6 +77,7 @@ pub enum Command {
         marked: SyncSender<Result<(), MarkError>>,
     },
     EndAhead,
+    WasAhead,
     ApplyEpoch {
         session: Session,
         epoch: Epoch,
@@ -144,6 +145,8 @@ pub struct Thread {
     flush_results: Vec<(Receiver<bool>, SyncSender<bool>)>,
     /// Marks that the engine has not answered yet.
     marking: VecDeque<Marking>,
+    /// The guest that this process takes up may have been answered ahead of the partner.
+    was_ahead: bool,
     /// Events that the AM has no room for and that must not be lost, in order.
     kept_events: VecDeque<DiskEvent>,
     link_trouble: Option<String>,
@@ -207,6 +210,7 @@ impl Thread {
             tidying: Vec::new(),
             flush_results: Vec::new(),
             marking: VecDeque::new(),
+            was_ahead: false,
             kept_events: VecDeque::new(),
             link_trouble: None,
             engine_trouble: None,
@@ -225,7 +229,7 @@ impl Thread {
         self.ring.poll(self.wake.as_raw_fd(), Tag::Wake)?;
         while !(self.ending && self.is_quiet()) {
             self.perform_all()?;
-            self.settle_role();
+            self.settle_role()?;
             self.release_held();
             self.send_kept_events();
             self.pump_clients()?;
@@ -282,7 +286,10 @@ impl Thread {
         let _ = rustix::io::read(&*self.wake, &mut count);
         loop {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    self.obey(command)?;
+                    self.perform_all()?;
+                }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.end();
@@ -293,14 +300,14 @@ impl Thread {
         self.ring.poll(self.wake.as_raw_fd(), Tag::Wake)
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Role { generation, role } => {
                 if self.role.as_ref().is_none_or(|(newest, _)| *newest <= generation) {
                     self.role = Some((generation, role));
                     self.role_set = false;
                     // At once if possible: a link for this role may be the very next command.
-                    self.settle_role();
+                    self.settle_role()?;
                 }
             }
             Command::Link(stream) => self.take_link(stream),
@@ -323,9 +330,11 @@ impl Thread {
             Command::End => self.end(),
             Command::MarkEpoch { session, epoch, marked } => self.mark_epoch(session, epoch, marked),
             Command::EndAhead => self.coordinate(Input::EndAhead),
+            Command::WasAhead => self.was_ahead = true,
             Command::ApplyEpoch { session, epoch } => self.tell_replica(ReplicaInput::ApplyEpoch { session, epoch }),
             Command::DiscardEpochs => self.tell_replica(ReplicaInput::DiscardEpochs),
         }
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -345,29 +354,29 @@ impl Thread {
     }
 
     /// Brings the engine into the role that the newest record gives it, as soon as nothing of the old role is under way.
-    fn settle_role(&mut self) {
+    fn settle_role(&mut self) -> io::Result<()> {
         if self.role_set || self.ending {
-            return;
+            return Ok(());
         }
-        let Some((generation, role)) = self.role.clone() else { return };
+        let Some((generation, role)) = self.role.clone() else { return Ok(()) };
         match (&mut self.engine, &role) {
             (Engine::Coordinator(coordinator), DiskRole::Coordinator { partner, good }) => {
                 let record = record(generation, *partner, good, self.spec.host);
                 coordinator.step(boot_time(), Input::Record(record), &mut self.actions);
                 self.role_set = true;
-                return;
+                return Ok(());
             }
             (Engine::Replica(replica), DiskRole::Replica { coordinator }) if Some(*coordinator) == self.coordinator => {
                 replica.step(ReplicaInput::Record { generation }, &mut self.actions);
                 self.role_set = true;
-                return;
+                return Ok(());
             }
             (Engine::Idle(_) | Engine::Coordinator(_) | Engine::Replica(_), _) => {}
         }
-        self.change_role(generation, &role);
+        self.change_role(generation, &role)
     }
 
-    fn change_role(&mut self, generation: Generation, role: &DiskRole) {
+    fn change_role(&mut self, generation: Generation, role: &DiskRole) -> io::Result<()> {
         // A QEMU that waits here for the guest's memory is connected already.
         let stays = matches!(self.engine, Engine::Replica(_)) && !matches!(role, DiskRole::Idle);
         if !stays {
@@ -376,8 +385,10 @@ impl Thread {
         if self.link.is_some() {
             self.drop_link();
         }
+        // What the old engine has said is still done: that an epoch is applied must not get lost.
+        self.perform_all()?;
         if !(self.engine.is_idle() && self.locals.is_empty() && !self.maps_busy) {
-            return;
+            return Ok(());
         }
         self.abandon_ops();
         let local = self.take_local();
@@ -396,6 +407,9 @@ impl Thread {
                     copy_bytes_per_s: self.spec.copy_rate_limit,
                 };
                 let mut coordinator = Coordinator::new(local, settings, now);
+                if std::mem::take(&mut self.was_ahead) {
+                    coordinator.step(now, Input::WasAhead, &mut self.actions);
+                }
                 let record = record(generation, *partner, good, self.spec.host);
                 coordinator.step(now, Input::Record(record), &mut self.actions);
                 Engine::Coordinator(Box::new(coordinator))
@@ -405,6 +419,7 @@ impl Thread {
         self.serve(matches!(role, DiskRole::Coordinator { .. } | DiskRole::Replica { .. }));
         self.asked_for_link = None;
         self.ask_for_link();
+        Ok(())
     }
 
     fn take_local(&mut self) -> ev_core::mirror::LocalReplica {
