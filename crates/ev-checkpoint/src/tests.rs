@@ -127,8 +127,11 @@ fn write(memory: &mut [PageBytes], written: &Written) {
     }
 }
 
+/// Memory and device state at the end of an epoch.
+type Content = (Vec<PageBytes>, Vec<u8>);
+
 /// The bytes that the sender sends for these epochs, and memory and state after each.
-fn sent(epochs: &[Written]) -> (Vec<u8>, Vec<(Vec<PageBytes>, Vec<u8>)>) {
+fn sent(epochs: &[Written]) -> (Vec<u8>, Vec<Content>) {
     let (one, mut other) = connection();
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();
