@@ -86,7 +86,7 @@ pub struct StreamReport {
     pub memory: MemoryCount,
     /// The longest time without an answer: the blackout, as this client saw it.
     pub longest_gap: Duration,
-    /// In order; the first [`TRACE_MAX`] answers.
+    /// In order; those of the first hour and more.
     pub trace: Vec<Answered>,
 }
 
