@@ -25,5 +25,5 @@ mod wire;
 pub use image::{Applier, ApplyError, Image, ImageError, ImageMemory};
 pub use lane::{LANE, LaneMessage, MemoryShape};
 pub use receive::{ReceiveError, Receiver, Staged, StagedNotice};
-pub use ship::{ShipCounters, ShipNotice, Shipper};
+pub use ship::{ShipCounters, ShipError, ShipNotice, Shipper};
 pub use stream::{Cut, MemoryStream};
