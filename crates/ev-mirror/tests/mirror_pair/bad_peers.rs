@@ -3,13 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::Generation;
 use ev_core::mirror::{Durability, Epochs, Extent, Health, Hello, History, Message, OpId, ReplicaInfo, WriteKind};
-use ev_mirror::DiskEvent;
 use ev_mirror::buffer::BufferPool;
 use ev_mirror::link::codec::{Decoder, Incoming, LinkHello, LinkIdentity, LinkVersion, Refusal, encode, encode_hello};
 use ev_mirror::metadata::REGION_BYTES_DEFAULT;
+use ev_mirror::{DiskEvent, MarkError};
 
 use crate::client::Client;
 use crate::pair::{A, B, Pair};
@@ -157,5 +159,18 @@ fn an_older_protocol_version_is_refused_and_both_sides_say_which_host_to_upgrade
     let told = pair.until_event("the refusal", |event| matches!(event, DiskEvent::Trouble { .. }));
     let DiskEvent::Trouble { text, .. } = told else { unreachable!("waited for it") };
     assert!(text.contains("upgrade the host with the older programs"), "{text}");
+    goes_on(pair);
+}
+
+#[test]
+fn a_partner_of_before_epochs_is_mirrored_to_and_not_written_ahead_of() {
+    let mut pair = alone();
+    let before = LinkHello { newest: LinkVersion(1), oldest: LinkVersion(1), ..hello(&pair) };
+    let mut peer = pair.connect_by_hand();
+    send(&mut peer, &bytes_of(&before));
+    pair.until_event("the link", |event| matches!(event, DiskEvent::LinkUp { .. }));
+    let mark = pair.a.disk().mark_epoch(Session(1), Epoch::FIRST).unwrap();
+    assert_eq!(mark.wait(Duration::from_secs(5)), Err(MarkError::PartnerTooOld));
+    drop(peer);
     goes_on(pair);
 }

@@ -78,6 +78,11 @@ impl Client {
         assert_eq!(self.reply().unwrap(), 0);
     }
 
+    /// Asks for a read without waiting for it.
+    pub fn start_read(&mut self, offset: u64, length: u32) {
+        self.request(READ, offset, length, &[]);
+    }
+
     pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.request(READ, offset, length, &[]);
         assert_eq!(self.reply().unwrap(), 0);

@@ -158,3 +158,176 @@ fn a_disk_that_writes_ahead_no_longer_waits_for_the_partner_again() {
     pair.until_good(&[A]);
     assert_eq!(client.reply().unwrap(), 0);
 }
+
+#[test]
+fn while_the_guest_is_ahead_its_answers_need_no_lease_and_afterwards_they_do() {
+    let mut pair = ahead();
+    let mut client = Client::connect(&pair.a.socket());
+    pair.a.gate.close();
+    client.write(0, &pattern(1, 4096));
+    client.flush();
+    assert!(client.read(0, 4096) == pattern(1, 4096));
+    assert_eq!(pair.a.disk().bytes_ahead(), 4096);
+    pair.good = [A].into();
+    pair.generation = pair.generation.next();
+    pair.commit();
+    pair.a.disk().end_ahead().unwrap();
+    client.start_write(MIB, &pattern(2, 4096));
+    client.set_timeout(Some(Duration::from_millis(300)));
+    assert!(client.reply().is_err(), "another host may be active by now");
+    client.set_timeout(None);
+    pair.a.gate.open_always();
+    assert_eq!(client.reply().unwrap(), 0);
+}
+
+#[test]
+fn what_is_sent_ahead_is_counted_from_the_first_mark_on() {
+    let pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    mark(&pair, 1).unwrap();
+    assert_eq!(pair.a.disk().bytes_ahead(), 0);
+    client.write(0, &pattern(1, 4096));
+    mark(&pair, 2).unwrap();
+    client.write(MIB, &pattern(1, 8192));
+    assert_eq!(pair.a.disk().bytes_ahead(), 4096 + 8192);
+}
+
+#[test]
+fn an_end_is_not_clean_while_the_standby_lacks_what_was_acknowledged() {
+    let mut pair = ahead();
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    client.flush();
+    assert!(pair.a.disk().flush().is_err(), "the record would say that both replicas are the same");
+    assert!(pair.b.disk().flush().is_err(), "and it is not the standby's to say");
+    pair.good = [A].into();
+    pair.generation = pair.generation.next();
+    pair.commit();
+    pair.a.disk().end_ahead().unwrap();
+    pair.a.disk().flush().unwrap();
+}
+
+#[test]
+fn a_guest_that_writes_more_than_the_standby_can_hold_goes_on_without_it() {
+    let pair = ahead();
+    let mut client = Client::connect(&pair.a.socket());
+    let data = pattern(5, 4 << 20);
+    for at in 0..70 {
+        client.write(at % 60 * 4 * MIB, &data);
+    }
+    let lost = |event: &DiskEvent| matches!(event, DiskEvent::EpochsLost { session: SESSION, .. });
+    pair.b.until_event("too much is staged", lost);
+    client.write(0, &pattern(6, 4096));
+    assert!(client.read(0, 4096) == pattern(6, 4096));
+    assert!(pair.b.bytes()[..4096] == [0; 4096], "nothing was decided");
+}
+
+#[test]
+fn a_standby_that_is_still_writing_makes_the_guest_wait_instead_of_being_lost() {
+    let pair = ahead();
+    let mut client = Client::connect(&pair.a.socket());
+    let socket = pair.a.socket();
+    let data = pattern(7, 4 << 20);
+    for epoch in 2..6 {
+        for at in 0..50 {
+            client.write(at * 4 * MIB + epoch * 4096, &data);
+        }
+        mark(&pair, epoch).unwrap();
+        staged(&pair, epoch);
+        pair.b.disk().apply_epoch(SESSION, Epoch(epoch)).unwrap();
+    }
+    apply_told(&pair, 5);
+    assert!(pair.b.bytes() == pair.a.bytes());
+    drop(Client::connect(&socket));
+}
+
+fn apply_told(pair: &Pair, number: u64) {
+    pair.b.until_event("the epoch is applied", |event| {
+        assert!(!matches!(event, DiskEvent::EpochsLost { .. }), "{event:?}");
+        matches!(event, DiskEvent::EpochApplied { epoch, .. } if *epoch == Epoch(number))
+    });
+}
+
+#[test]
+fn a_replica_that_holds_the_disk_is_read_by_a_client_and_not_written() {
+    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    pair.b.gate.close();
+    let mut waiting = Client::connect(&pair.b.socket());
+    assert!(waiting.read(0, 4096) == pattern(1, 4096), "there is no guest here that a lease would be for");
+    waiting.flush();
+    waiting.start_write(0, &pattern(2, 512));
+    assert_ne!(waiting.reply().unwrap(), 0);
+    client.write(0, &pattern(3, 4096));
+    assert!(waiting.read(0, 4096) == pattern(3, 4096));
+    // The coordinator's numbers of operations are not the client's.
+    for at in 0..100 {
+        client.start_write(at * MIB, &pattern(4, 4096));
+        waiting.start_read(at * MIB, 512);
+    }
+    for _ in 0..100 {
+        assert_eq!(client.reply().unwrap(), 0);
+    }
+    drop(waiting);
+    pair.generation = pair.generation.next();
+    pair.commit();
+    let disk = pair.close_and_compare();
+    assert!(disk[..4096] == pattern(4, 4096));
+}
+
+#[test]
+fn a_replica_that_was_never_whole_is_not_read() {
+    let mut pair = Pair::new(SIZE_BYTES);
+    pair.b.open();
+    pair.commit();
+    let mut waiting = Client::connect(&pair.b.socket());
+    waiting.start_read(0, 512);
+    assert_ne!(waiting.reply().unwrap(), 0);
+}
+
+#[test]
+fn no_word_of_an_epoch_is_lost_when_the_am_is_slow_and_the_role_changes() {
+    let mut pair = Pair::new(SIZE_BYTES);
+    pair.b.events_max = 1;
+    let pair = pair.into_step();
+    for epoch in 1..12 {
+        mark(&pair, epoch).unwrap();
+    }
+    for epoch in 1..12 {
+        pair.b.until_event("each epoch is told in order", |event| match event {
+            DiskEvent::EpochStaged { epoch: told, .. } => {
+                assert_eq!(*told, Epoch(epoch));
+                true
+            }
+            _ => false,
+        });
+    }
+    pair.b.disk().apply_epoch(SESSION, Epoch(11)).unwrap();
+    let role = DiskRole::Coordinator { partner: Some(A), good: [B].into() };
+    pair.b.disk().role(pair.generation.next(), role, false).unwrap();
+    for epoch in 1..12 {
+        pair.b.until_event("and so is what is applied", |event| match event {
+            DiskEvent::EpochApplied { epoch: told, .. } => {
+                assert_eq!(*told, Epoch(epoch));
+                true
+            }
+            _ => false,
+        });
+    }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_makes_the_guest_wait_and_the_am_is_told() {
+    let pair = ahead();
+    let mut client = Client::connect(&pair.a.socket());
+    client.write(0, &pattern(1, 4096));
+    // As if the storage had lost it.
+    std::fs::File::options().write(true).open(&pair.a.spec.replica).unwrap().set_len(0).unwrap();
+    client.start_read(0, 4096);
+    let stuck = |event: &DiskEvent| matches!(event, DiskEvent::AheadStuck { session: SESSION, .. });
+    pair.until_event("the AM hears that the guest waits", stuck);
+    client.set_timeout(Some(Duration::from_millis(300)));
+    assert!(client.reply().is_err(), "neither an error nor what the standby holds");
+}

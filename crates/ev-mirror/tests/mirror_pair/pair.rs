@@ -26,6 +26,10 @@ pub struct Side {
     papers: Identity,
     pub disk: Option<Disk>,
     events: Option<Receiver<DiskEvent>>,
+    /// Open, unless the test closes it.
+    pub gate: Arc<Gate>,
+    /// What the channel of events holds from the next opening on.
+    pub events_max: usize,
 }
 
 /// Both sides and the record.
@@ -59,14 +63,14 @@ impl Side {
             copy_rate_limit: None,
             partner_timeout: PARTNER_TIMEOUT,
         };
-        Self { spec, papers, disk: None, events: None }
+        let gate = Arc::new(Gate::new());
+        gate.open_always();
+        Self { spec, papers, disk: None, events: None, gate, events_max: 64 }
     }
 
     pub fn open(&mut self) {
-        let gate = Arc::new(Gate::new());
-        gate.open_always();
-        let (sender, events) = sync_channel(64);
-        self.disk = Some(Disk::open(self.spec.clone(), gate, sender).unwrap());
+        let (sender, events) = sync_channel(self.events_max);
+        self.disk = Some(Disk::open(self.spec.clone(), Arc::clone(&self.gate), sender).unwrap());
         self.events = Some(events);
     }
 
@@ -116,7 +120,12 @@ impl Pair {
 
     /// A disk that is served by `A` and in step on both.
     pub fn in_step(size_bytes: u64) -> Self {
-        let mut pair = Self::new(size_bytes);
+        Self::new(size_bytes).into_step()
+    }
+
+    /// The same, of a new disk.
+    pub fn into_step(self) -> Self {
+        let mut pair = self;
         pair.a.open();
         pair.b.open();
         pair.commit();
