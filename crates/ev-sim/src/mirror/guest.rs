@@ -52,7 +52,10 @@ impl World {
         let host = &self.hosts[source];
         let kept_power = host.lost_power_at <= host.good_since;
         let loss = match self.behind {
-            Some(Behind { together, seen }) => Loss::Behind { together: together.filter(|_| kept_power), seen },
+            Some(Behind { together, seen }) => {
+                let seen = seen.max(self.oracle.newest(host.disk.content()));
+                Loss::Behind { together: together.filter(|_| kept_power), seen }
+            }
             None if kept_power => Loss::None,
             None => Loss::UnflushedBefore(host.lost_power_at),
         };
@@ -146,7 +149,7 @@ impl World {
 
     /// The guest does something.
     pub fn guest_acts(&mut self) {
-        let waits = self.recovering || self.closing.is_some() || self.is_paused();
+        let waits = self.recovering || self.closing.is_some() || self.is_paused() || self.now < self.idle_until;
         if !self.guest_runs || waits || self.guest.len() >= GUEST_OPS_MAX {
             return;
         }

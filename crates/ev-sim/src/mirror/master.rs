@@ -22,10 +22,8 @@ impl World {
                 if self.good == BTreeSet::from([host]) {
                     return;
                 }
-                // The keeper waits until what an earlier process has asked for is void, before its guest is protected.
-                if host == self.active && self.ahead.is_some() {
-                    return;
-                }
+                let lacking = self.ahead.as_ref().is_some_and(|ahead| HOSTS[ahead.standby] != self.active);
+                assert!(host != self.active || !lacking, "the replica that was written ahead of is to be the only one");
                 self.good.remove(&host);
                 self.memory = false;
                 self.standby_is_out();

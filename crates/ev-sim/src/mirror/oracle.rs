@@ -30,7 +30,7 @@ pub enum Loss {
     /// Those asked for before this time that were not flushed: the replica's host lost its power then.
     UnflushedBefore(u64),
     /// The replica was written ahead of. Nobody has seen anything that the guest did after `seen`, so only what it had flushed by then
-    /// must be there, and if it kept its power what was acknowledged before `together`, when both replicas still were asked.
+    /// must be there (and before anything that is there), and if it kept its power what was acknowledged before `together`, when both replicas still were asked.
     Behind {
         together: Option<u64>,
         seen: u64,
@@ -99,6 +99,15 @@ impl Oracle {
         for written in self.sectors.iter_mut().flatten() {
             written.flushed = written.flushed.filter(|at| *at <= seen);
         }
+    }
+
+    /// When the newest write was asked for that is found there: what was flushed before that has to be there as well.
+    pub fn newest(&self, content: &[Sector]) -> u64 {
+        let found = |(sector, value): (&Vec<Written>, &Sector)| {
+            let written = sector.iter().rev().find(|written| *value != 0 && written.value == *value && written.id != 0);
+            written.map_or(0, |written| written.asked)
+        };
+        self.sectors.iter().zip(content).map(found).max().unwrap_or_default()
     }
 
     /// Whether `value` may be read from `sector`.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::DiskId;
-use ev_core::mirror::Input;
+use ev_core::mirror::{Input, Wish};
 use ev_core::report::ReplicaState;
 use uuid::Uuid;
 
@@ -212,14 +212,18 @@ impl World {
         protector.marked = protector.marked.next();
         let (session, epoch) = (protector.session, protector.marked);
         self.tell(|| format!("host {place} marks epoch {epoch}"));
-        if epoch == Epoch::FIRST {
+        // An older proposal may have taken the standby out of the record, and this host does not know it yet.
+        if epoch == Epoch::FIRST && self.good.len() == 2 {
             let (standby, checkpoints) = (1 - place, BTreeMap::new());
             let ahead = Ahead { standby, session, together: at, seen: at, confirmed: Epoch::NONE, checkpoints };
             self.ahead = Some(ahead);
+            // The keeper waits until what an earlier process has asked for is void, before its guest is protected.
+            self.wishes.retain(|wish| !matches!(wish, Wish::ReplicaLost { host, .. } if place == self::place(*host)));
         }
         let oracle = self.oracle.clone();
-        let ahead = self.ahead.as_mut().expect("it is known since the first mark");
-        ahead.checkpoints.insert(epoch, Checkpoint { at, content, oracle });
+        if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.session == session) {
+            ahead.checkpoints.insert(epoch, Checkpoint { at, content, oracle });
+        }
         self.lane.to_standby.push_back(LaneMessage::Memory(session, epoch));
     }
 
@@ -297,7 +301,7 @@ impl World {
     /// What the guest sent in the epoch leaves.
     fn confirmed(&mut self, epoch: Epoch) {
         self.summary.confirmed += 1;
-        let ahead = self.ahead.as_mut().expect("what is confirmed was marked");
+        let Some(ahead) = &mut self.ahead else { return };
         ahead.confirmed = epoch;
         ahead.seen = ahead.checkpoints[&epoch].at;
         ahead.checkpoints.retain(|kept, _| *kept >= epoch);

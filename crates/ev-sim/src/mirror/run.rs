@@ -7,6 +7,9 @@ use super::world::{HOSTS, Summary, World, place};
 const STORM_STEPS: u64 = 900;
 /// The same with a guest that is protected by checkpoints: it takes a while until it is.
 const PROTECTED_STEPS: u64 = 1500;
+/// How often such a guest does nothing for a while, and for how long: then the write-intent log is emptied.
+const IDLE_PER_MILLE: u64 = 3;
+const IDLE_MS: u64 = 9_000;
 /// Events that peace may take until everything is in step; far more than ever needed.
 const PEACE_STEPS: u64 = 40_000;
 
@@ -27,6 +30,8 @@ struct Weather {
     /// The memory's stream breaks, and the guest is told to go on elsewhere.
     lane: u64,
     switch: u64,
+    /// How fast the memory is sent: sometimes it comes after the disk's part of several epochs.
+    memory_pace: u64,
 }
 
 /// No faults.
@@ -44,6 +49,7 @@ const CALM: Weather = Weather {
     clean_end: 0,
     lane: 0,
     switch: 0,
+    memory_pace: 1000,
 };
 
 impl Weather {
@@ -79,6 +85,7 @@ impl World {
             clean_end: some(5),
             lane: 6,
             switch: 8,
+            memory_pace: 1000,
         }
     }
 
@@ -90,12 +97,20 @@ impl World {
         if self.rng.per_mille(weather.lane) {
             self.lane_ends();
         }
+        if self.rng.per_mille(IDLE_PER_MILLE) {
+            self.idle_until = self.now + IDLE_MS;
+        }
+        if self.now < self.idle_until && self.rng.per_mille(100) {
+            let milliseconds = self.rng.within(100..250);
+            self.tick(milliseconds);
+        }
         if self.memory && self.rng.per_mille(weather.switch) {
             self.continue_guest();
         }
         match self.rng.within(0..8) {
             0..=2 => self.protect(),
-            3 | 4 => self.hear_active(),
+            3 | 4 if self.rng.per_mille(weather.memory_pace) => self.hear_active(),
+            3 | 4 => {}
             5 | 6 => self.hear_standby(),
             _ => self.commit_memory(),
         }
@@ -229,6 +244,7 @@ impl World {
     /// Everything is repaired, and each message, record and proposal arrives.
     fn peace(&mut self) {
         self.protected = false;
+        self.idle_until = 0;
         for place in 0..2 {
             if self.hosts[place].disk.failed {
                 self.kill_process(place);
@@ -299,6 +315,7 @@ pub fn run(seed: u64) -> Summary {
     world.protected = seed % 4 == 1 || seed % 4 == 2;
     if world.protected {
         weather = weather.calmer();
+        weather.memory_pace = world.rng.within(20..1000);
     }
     let steps = if world.protected { PROTECTED_STEPS } else { STORM_STEPS };
     for _ in 0..steps {
@@ -345,9 +362,10 @@ pub fn run_with_cut(seed: u64, step: u64, cut: Cut) -> Summary {
 pub fn run_protected_with_cut(seed: u64, step: u64, cut: Cut) -> Summary {
     let mut world = World::new(seed, false);
     world.protected = true;
+    let weather = Weather { memory_pace: if seed.is_multiple_of(2) { 1000 } else { 80 }, ..CALM };
     for _ in 0..step {
-        world.event(CALM);
-        world.level3(CALM);
+        world.event(weather);
+        world.level3(weather);
     }
     for place in 0..2 {
         if cut == Cut::Both || cut == Cut::One(place) {

@@ -138,6 +138,8 @@ pub struct World {
     pub memory_held: Vec<Generation>,
     pub standby_lost: Vec<Generation>,
     pub next_session: u64,
+    /// The guest does nothing until then.
+    pub idle_until: u64,
 }
 
 pub fn place(host: HostId) -> usize {
@@ -202,6 +204,7 @@ impl World {
             memory_held: Vec::new(),
             standby_lost: Vec::new(),
             next_session: 0,
+            idle_until: 0,
         };
         for place in 0..2 {
             world.start_process(place);
