@@ -90,8 +90,8 @@ impl Disk {
     }
 
     /// The disk is to act by the record of `generation`. Records older than the one acted on are ignored. The NBD socket
-    /// takes connections while the role is coordinator. After an unclean end (`clean` false) the record calls only one
-    /// replica good; the write-intent log on disk says where the other may differ.
+    /// takes connections in any role but idle, and a replica's clients stay when it becomes the coordinator. After an unclean end
+    /// (`clean` false) the record calls only one replica good; the write-intent log on disk says where the other may differ.
     pub fn role(&self, generation: Generation, role: DiskRole, _clean: bool) -> Result<(), CommandError> {
         self.send(Command::Role { generation, role })
     }
@@ -118,8 +118,8 @@ impl Disk {
         self.send(Command::CopyRate(bytes_per_second))
     }
 
-    /// Flushes both replicas and clears the write-intent log; fails when the record's good replicas were not all flushed. To be
-    /// called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`. Blocks.
+    /// Flushes both replicas and clears the write-intent log; fails when the record's good replicas were not all flushed, and at once
+    /// while the guest is answered ahead of the partner: first [`Disk::end_ahead`], and a record without it. To be called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`. Blocks.
     pub fn flush(&self) -> Result<(), CloseError> {
         let (done, answer): (_, Receiver<bool>) = sync_channel(1);
         self.send(Command::Flush(done))?;

@@ -24,8 +24,9 @@ pub struct DiskSpec {
     pub replica: PathBuf,
     /// Superblock, write-intent log and out-of-sync map.
     pub metadata: PathBuf,
-    /// Where QEMU connects, while this host is the coordinator. A socket file left there by an earlier process is
-    /// replaced. `None`: the disk is never served from here.
+    /// Where QEMU connects: the guest's while this host is the coordinator, and on a replica one that waits to go on from the guest's
+    /// memory, which may read. A socket file left there by an earlier process is replaced. `None`: the disk is never served
+    /// from here.
     pub nbd_socket: Option<PathBuf>,
     /// Most bytes per second that a copy looks at or moves; `None`: as fast as it goes.
     pub copy_rate_limit: Option<u64>,
