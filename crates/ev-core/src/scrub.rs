@@ -25,8 +25,11 @@ pub fn due(state: &PoolState, host: HostId, unix_ms: u64) -> Option<VmId> {
     due.min().map(|(_, vm)| vm)
 }
 
+/// Not while the guest is protected by checkpoints: then the standby's replicas are always a little older.
 fn is_whole(vm: &Vm) -> bool {
-    vm.level != Level::Unprotected && vm.hosts.iter().all(|host| vm.authority.holds_all_good(*host))
+    vm.authority.memory.is_none()
+        && vm.level != Level::Unprotected
+        && vm.hosts.iter().all(|host| vm.authority.holds_all_good(*host))
 }
 
 /// When the disk that was not compared for longest was; `None` without disks.
@@ -44,7 +47,7 @@ fn spread(vm: VmId, interval_ms: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::authority::AuthorityChange;
-    use crate::pool::fixtures::{H1, H2, disk_id, protected, vm_id};
+    use crate::pool::fixtures::{H1, H2, disk_id, memory_held, protected, vm_id};
     use crate::pool::{Command, Compared};
 
     const HOUR_MS: u64 = 3_600_000;
@@ -71,6 +74,15 @@ mod tests {
         assert_eq!(due(&state, H1, late + WEEK_MS - 1), None);
         state.settings.scrub_interval_s = 0;
         assert_eq!(due(&state, H1, u64::MAX), None, "never");
+    }
+
+    #[test]
+    fn a_guest_whose_memory_is_held_is_not_compared_with_a_replica_that_is_older() {
+        let mut state = memory_held();
+        assert_eq!(due(&state, H1, WEEK_MS * 2), None);
+        state.must(state.change(1, AuthorityChange::StandbyLost { host: H2 }));
+        state.must(state.change(1, AuthorityChange::ReplicaGood { disk: disk_id(1, 0), host: H2 }));
+        assert_eq!(due(&state, H1, WEEK_MS * 2), Some(vm_id(1)));
     }
 
     #[test]

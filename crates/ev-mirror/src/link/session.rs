@@ -61,6 +61,8 @@ pub struct Session {
     /// Bytes of ciphertext that were queued, and that were sent, since nothing was left to be sent.
     queued_bytes: u64,
     sent_bytes: u64,
+    /// How often something was sent.
+    sends: u64,
 }
 
 impl Session {
@@ -83,6 +85,7 @@ impl Session {
             version: None,
             queued_bytes: 0,
             sent_bytes: 0,
+            sends: 0,
         }
     }
 
@@ -96,6 +99,12 @@ impl Session {
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.saturating_sub(self.sent_bytes)
+    }
+
+    /// Changes whenever the partner has taken some of them.
+    #[must_use]
+    pub fn sends(&self) -> u64 {
+        self.sends
     }
 
     /// Where the next bytes from the socket belong. Keeps its place until [`Session::received`]. Call it only when
@@ -221,6 +230,7 @@ impl Session {
         assert!(count <= self.sending.len() - self.sent, "more bytes sent than were handed out");
         self.sent += count;
         self.sent_bytes += u64::try_from(count).expect("usize fits 64 bits");
+        self.sends += 1;
     }
 
     /// Queues the end of the TLS session, so that the partner can tell it from a cut.

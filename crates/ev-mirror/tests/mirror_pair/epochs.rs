@@ -319,6 +319,27 @@ fn no_word_of_an_epoch_is_lost_when_the_am_is_slow_and_the_role_changes() {
 }
 
 #[test]
+fn a_process_that_takes_up_a_guest_gives_up_a_partner_that_may_be_behind() {
+    for was_ahead in [false, true] {
+        let mut pair = Pair::in_step(SIZE_BYTES);
+        pair.a.kill();
+        pair.a.open();
+        if was_ahead {
+            pair.a.disk().was_ahead().unwrap();
+        }
+        pair.commit();
+        pair.connect();
+        let partner = if was_ahead { ReplicaState::Stale } else { ReplicaState::Online };
+        pair.until_report("what becomes of the partner", |report| report.partner == Some(partner));
+        if was_ahead {
+            pair.until_good(&[A]);
+        }
+        pair.until_good(&[A, B]);
+        pair.close_and_compare();
+    }
+}
+
+#[test]
 fn a_block_that_cannot_be_read_makes_the_guest_wait_and_the_am_is_told() {
     let pair = ahead();
     let mut client = Client::connect(&pair.a.socket());

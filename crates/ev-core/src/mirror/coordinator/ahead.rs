@@ -26,7 +26,7 @@ use crate::checkpoint::{Epoch, Session};
 
 /// Flushes that the guest was told of and the partner has not done yet. Later ones are not followed: the log is then thinned out by
 /// one that comes after.
-pub const TRAILING_MAX: usize = 1024;
+pub const TRAILING_MAX: usize = 128;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ahead {

@@ -157,26 +157,22 @@ impl Replica {
             }
             staging.discard(out);
         }
-        self.ops.insert(op, Op { task: Task::CopyBegin { current }, stage: Stage::Epochs, answer: true });
+        self.copy_awaited = Some((op, current));
     }
 
     /// Writes what is decided; then begins the copy that waits for it.
     pub(super) fn advance_epochs(&mut self, out: &mut Vec<Action>) {
-        let direct = self.ops.values().any(|op| matches!(op.task, Task::Write(_) | Task::Flush));
         if let Some(staging) = &mut self.staging {
             // What came before the first mark comes first.
-            if !direct {
+            let direct = |op: &Op| matches!(op.task, Task::Write(_) | Task::Flush);
+            if !self.ops.values().any(direct) {
                 staging.advance(out);
             }
             if !staging.is_quiet() {
                 return;
             }
         }
-        let waiting = self.ops.iter().find_map(|(op, entry)| match entry.task {
-            Task::CopyBegin { current } => Some((*op, current)),
-            Task::Write(_) | Task::Flush | Task::Read | Task::Hash | Task::Become { .. } => None,
-        });
-        let Some((op, current)) = waiting.filter(|_| !self.local.failed) else { return };
+        let Some((op, current)) = self.copy_awaited.take() else { return };
         self.staging = None;
         let history = History { current, bitmap_base: self.local.history().bitmap_base };
         let info = ReplicaInfo { health: Health::Copying, history };

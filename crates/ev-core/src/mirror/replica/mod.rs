@@ -71,8 +71,6 @@ enum Link {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// What was decided of a session is written first.
-    Epochs,
     /// The region has to be marked first.
     Logging,
     /// On its way to or from the replica's storage.
@@ -87,10 +85,6 @@ enum Task {
     Flush,
     Read,
     Hash,
-    /// The replica is to be marked as the target of a copy.
-    CopyBegin {
-        current: Generation,
-    },
     /// The superblock is to say this.
     Become {
         info: ReplicaInfo,
@@ -122,6 +116,8 @@ pub struct Replica {
     /// A session of checkpoints is on.
     staging: Option<Staging>,
     next_staged: u64,
+    /// A copy that is to begin: with this history, once what is decided is written.
+    copy_awaited: Option<(OpId, Generation)>,
 }
 
 impl Replica {
@@ -138,6 +134,7 @@ impl Replica {
             sole: false,
             staging: None,
             next_staged: OpId::STAGED,
+            copy_awaited: None,
         }
     }
 
@@ -204,6 +201,7 @@ impl Replica {
     fn drop_link(&mut self, out: &mut Vec<Action>) {
         self.link = Link::Down;
         self.early_hello = None;
+        self.copy_awaited = None;
         self.sole = false;
         if let Some(staging) = &mut self.staging {
             staging.stream_ends(out);
@@ -226,6 +224,9 @@ impl Replica {
             self.local.failed = true;
             out.push(Action::Trouble(Trouble::LocalFailed));
             self.fail_epochs(out);
+            if let Some((op, _)) = self.copy_awaited.take() {
+                self.answer(op, Outcome::Failed, out);
+            }
         }
     }
 
@@ -401,7 +402,7 @@ impl Replica {
                 self.ops.insert(op, entry);
             }
             Task::Become { .. } if entry.answer => self.answer(op, outcome, out),
-            Task::Become { .. } | Task::Hash | Task::CopyBegin { .. } => {}
+            Task::Become { .. } | Task::Hash => {}
         }
     }
 
@@ -454,7 +455,7 @@ impl Replica {
                     self.answer(op, Outcome::Done, out);
                 }
             }
-            Task::Flush | Task::Read | Task::Hash | Task::CopyBegin { .. } => {}
+            Task::Flush | Task::Read | Task::Hash => {}
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::disk::spec::DiskEvent;
 use crate::link::codec::LinkVersion;
 
 /// With so much queued for the partner while writing ahead, no more of the guest's requests are taken until it has got some. A partner
-/// that takes nothing is given up with its link.
+/// that takes nothing for as long as the partner timeout is given up with its link.
 const AHEAD_QUEUE_BYTES_MAX: u64 = 64 << 20;
 /// With so much staged nothing more is received while decided epochs are being written, so that the active side waits instead of
 /// losing its standby. Below the engine's own limit by more than one window of the link and one request.
@@ -87,6 +87,15 @@ impl Thread {
     pub fn is_too_far_ahead(&self) -> bool {
         let queued = || self.link.as_ref().map_or(0, |link| link.session.queued_bytes());
         self.is_ahead() && queued() > AHEAD_QUEUE_BYTES_MAX
+    }
+
+    /// A partner that lives and takes nothing must not stop a guest that could go on without it.
+    pub fn give_up_stuck_link(&mut self) {
+        let (ahead, limit) = (self.is_ahead(), self.spec.partner_timeout);
+        if ahead && self.link.as_mut().is_some_and(|link| link.stuck_for() >= limit) {
+            tracing::warn!(disk = %self.spec.disk, "the partner takes nothing of what the guest writes; its link is given up");
+            self.drop_link();
+        }
     }
 
     /// Whether nothing more is to be received now: there will be room when what is decided is written.

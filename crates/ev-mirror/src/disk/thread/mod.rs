@@ -394,7 +394,7 @@ impl Thread {
         let local = self.take_local();
         self.actions.clear();
         self.refuse_marks();
-        let now = boot_time();
+        let (now, was_ahead) = (boot_time(), std::mem::take(&mut self.was_ahead));
         self.engine = match role {
             DiskRole::Idle => Engine::Idle(Box::new(local)),
             DiskRole::Replica { coordinator } => {
@@ -407,7 +407,7 @@ impl Thread {
                     copy_bytes_per_s: self.spec.copy_rate_limit,
                 };
                 let mut coordinator = Coordinator::new(local, settings, now);
-                if std::mem::take(&mut self.was_ahead) {
+                if was_ahead {
                     coordinator.step(now, Input::WasAhead, &mut self.actions);
                 }
                 let record = record(generation, *partner, good, self.spec.host);

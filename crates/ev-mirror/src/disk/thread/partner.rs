@@ -36,6 +36,8 @@ pub struct Link {
     parting: bool,
     pub heard: Instant,
     spoken: Instant,
+    /// When the partner last took something of what is queued, and how often it had by then.
+    taken: (Instant, u64),
 }
 
 /// How sending went.
@@ -48,6 +50,15 @@ enum Sent {
 impl Link {
     fn is_quiet(&self) -> bool {
         !self.receiving && !self.sending && !self.parting
+    }
+
+    /// How long the partner has taken nothing although there is something for it.
+    pub fn stuck_for(&mut self) -> Duration {
+        let sends = self.session.sends();
+        if self.taken.1 != sends || self.session.queued_bytes() == 0 {
+            self.taken = (Instant::now(), sends);
+        }
+        self.taken.0.elapsed()
     }
 
     /// Ends what is under way on the socket.
@@ -84,6 +95,7 @@ impl Thread {
             parting: false,
             heard: now,
             spoken: now,
+            taken: (now, 0),
         });
         self.link_is_up = false;
         self.tell(Told::LinkUp);
@@ -310,6 +322,7 @@ impl Thread {
     /// Says something now and then, and gives up a link that is silent.
     pub fn tick_link(&mut self) {
         self.excuse_silence();
+        self.give_up_stuck_link();
         let Some(link) = &self.link else { return self.ask_for_link() };
         if link.heard.elapsed() >= LINK_SILENCE {
             tracing::info!(disk = %self.spec.disk, "the link to the partner is silent; another path is tried");
