@@ -108,6 +108,32 @@ impl<'a> System<'a> {
         (system, load)
     }
 
+    /// A guest of two processors that does nothing, at that level, running on `h1`.
+    ///
+    /// # Panics
+    /// If any step fails.
+    #[track_caller]
+    pub fn idle(lab: &'a TestLab, level: &str) -> Self {
+        let pool = Pool::create(lab);
+        let mut arguments = TinyImage::find().create_arguments("tiny", "256M", TinyImage::ADDRESS);
+        arguments.extend(["--vcpus", "2", "--host", "h1"].map(str::to_owned));
+        pool.ok("h1", &arguments);
+        pool.ok("h1", &["pvm-protect", "tiny", "--level", level, "--wait"]);
+        pool.ok("h1", &["pvm-start", "tiny"]);
+        let system = Self { lab, pool, vm: "tiny" };
+        system.boot_id();
+        system
+    }
+
+    /// The VM's UUID, by which its folders are named.
+    ///
+    /// # Panics
+    /// If the pool does not tell it.
+    pub fn uuid(&self) -> String {
+        let view: serde_json::Value = self.pool.json("h1", &["pvm-show", self.vm]);
+        view.get("uuid").and_then(serde_json::Value::as_str).expect("a VM has a UUID").to_owned()
+    }
+
     fn start_tiny(lab: &'a TestLab) -> Self {
         let pool = Pool::create(lab);
         let mut arguments = TinyImage::find().create_verifying_arguments("tiny", "256M", TinyImage::ADDRESS);

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: numbers, each printed as a table, or as one JSON object with `--output json`.
 
+mod checkpoint;
 mod delta_copy;
 mod failover;
 mod mirror;
@@ -16,6 +17,14 @@ pub enum Bench {
         /// How often a host is killed
         #[arg(long, default_value_t = 20)]
         runs: u32,
+        #[arg(long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// What Level 3 costs: pauses, latency, processors at rest; and for how long a host's death is seen
+    Checkpoint {
+        /// How often a host is killed
+        #[arg(long, default_value_t = 20)]
+        kills: u32,
         #[arg(long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
@@ -59,6 +68,7 @@ pub enum Output {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Failover { runs, output } => failover::run(*runs, *output),
+        Bench::Checkpoint { kills, output } => checkpoint::run(*kills, *output),
         Bench::Mirror { output, peer, case, rounds } => mirror::run(*output, peer, case, *rounds),
         Bench::DeltaCopy { output, size_gib, filled_gib, changed_mib } => {
             delta_copy::run(*output, *size_gib, *filled_gib, changed_mib)
