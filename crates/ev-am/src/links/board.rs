@@ -23,6 +23,11 @@ use super::message::Channel;
 pub const MOVE_BACK_AFTER: Duration = Duration::from_secs(5);
 /// Pause after a refused or broken stream before it is tried again over the same path.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// A path that is not the best is taken when it has been up for so long: at the start all come up within moments of each other, and a stream that
+/// must move a few seconds later breaks what goes over it.
+const BETTER_PATH_WAIT: Duration = Duration::from_millis(150);
+/// What is said of a stream so soon after it was connected is about the one that it replaced. If not, it is said again.
+const REPLACED_SAID: Duration = Duration::from_millis(200);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,7 @@ pub enum LinkAction {
 enum Stream {
     Idle { retry_at: Instant },
     Connecting { path: usize, old: Option<usize> },
-    Connected { path: usize, move_at: Instant },
+    Connected { path: usize, since: Instant, move_at: Instant },
 }
 
 /// The state of all paths and streams.
@@ -95,7 +100,7 @@ impl Board {
                 if let Some(stream) = self.streams.get_mut(&channel)
                     && matches!(stream, Stream::Connecting { path: wanted, .. } if *wanted == path)
                 {
-                    *stream = Stream::Connected { path, move_at: now };
+                    *stream = Stream::Connected { path, since: now, move_at: now };
                 }
             }
             LinkEvent::Refused { channel, path } => self.refused(now, channel, path),
@@ -114,7 +119,7 @@ impl Board {
                     *stream = Stream::Idle { retry_at: now };
                 }
                 Stream::Connecting { path: wanted, old: Some(old) } if wanted == path => {
-                    *stream = Stream::Connected { path: old, move_at: now };
+                    *stream = Stream::Connected { path: old, since: Instant(0), move_at: now };
                 }
                 Stream::Connecting { path: wanted, old: None } if wanted == path => {
                     *stream = Stream::Idle { retry_at: now };
@@ -133,7 +138,7 @@ impl Board {
         match *stream {
             Stream::Connecting { path: wanted, old } if wanted == path => {
                 *stream = match old {
-                    Some(path) => Stream::Connected { path, move_at: now.after(MOVE_BACK_AFTER) },
+                    Some(path) => Stream::Connected { path, since: Instant(0), move_at: now.after(MOVE_BACK_AFTER) },
                     None => Stream::Idle { retry_at: now.after(RETRY_AFTER) },
                 };
             }
@@ -144,6 +149,9 @@ impl Board {
     fn stream_down(&mut self, now: Instant, channel: Channel) {
         let Some(stream) = self.streams.get_mut(&channel) else { return };
         *stream = match *stream {
+            Stream::Connected { path, since, move_at } if now < since.after(REPLACED_SAID) => {
+                Stream::Connected { path, since, move_at }
+            }
             Stream::Connected { .. } => Stream::Idle { retry_at: now.after(RETRY_AFTER) },
             Stream::Connecting { path, .. } => Stream::Connecting { path, old: None },
             Stream::Idle { retry_at } => Stream::Idle { retry_at },
@@ -153,10 +161,11 @@ impl Board {
     fn connect(&mut self, now: Instant, out: &mut Vec<LinkAction>) {
         let Some(best) = self.paths.iter().position(Option::is_some) else { return };
         let steady = self.paths[best].is_some_and(|since| now >= since.after(MOVE_BACK_AFTER));
+        let settled = self.paths[best].is_some_and(|since| now >= since.after(BETTER_PATH_WAIT));
         for (channel, stream) in &mut self.streams {
             let old = match *stream {
-                Stream::Idle { retry_at } if now >= retry_at => None,
-                Stream::Connected { path, move_at } if path > best && steady && now >= move_at => Some(path),
+                Stream::Idle { retry_at } if now >= retry_at && (best == 0 || settled) => None,
+                Stream::Connected { path, move_at, .. } if path > best && steady && now >= move_at => Some(path),
                 Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => continue,
             };
             *stream = Stream::Connecting { path: best, old };
@@ -182,8 +191,14 @@ mod tests {
 
     fn connected_over(path: usize) -> Board {
         let mut board = Board::new(3, [DISK]);
-        assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [LinkAction::Connect { channel: DISK, path }]);
-        assert_eq!(step(&mut board, 1, LinkEvent::Connected { channel: DISK, path }), []);
+        let connect = [LinkAction::Connect { channel: DISK, path }];
+        if path == 0 {
+            assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), connect);
+        } else {
+            assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [], "a better one may come up in a moment");
+            assert_eq!(step(&mut board, 150, LinkEvent::Tick), connect);
+        }
+        assert_eq!(step(&mut board, 151, LinkEvent::Connected { channel: DISK, path }), []);
         board
     }
 
@@ -221,11 +236,13 @@ mod tests {
     #[test]
     fn a_broken_stream_is_tried_again_after_a_pause() {
         let mut board = connected_over(0);
-        assert_eq!(step(&mut board, 10, LinkEvent::StreamDown { channel: DISK }), []);
-        assert_eq!(step(&mut board, 50, LinkEvent::Tick), []);
-        assert_eq!(step(&mut board, 110, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
-        assert_eq!(step(&mut board, 111, LinkEvent::Refused { channel: DISK, path: 0 }), []);
-        assert_eq!(step(&mut board, 211, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 200, LinkEvent::StreamDown { channel: DISK }), [], "of the one before");
+        assert_eq!(step(&mut board, 330, LinkEvent::Tick), []);
+        assert_eq!(step(&mut board, 360, LinkEvent::StreamDown { channel: DISK }), []);
+        assert_eq!(step(&mut board, 400, LinkEvent::Tick), []);
+        assert_eq!(step(&mut board, 460, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 461, LinkEvent::Refused { channel: DISK, path: 0 }), []);
+        assert_eq!(step(&mut board, 561, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
     }
 
     #[test]
