@@ -23,7 +23,7 @@ const COMMANDS_MAX: usize = 64;
 /// A flush of both replicas that takes longer has failed for the caller.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A disk in service. Dropping it without [`Disk::flush_and_close`] leaves it as a killed process would.
+/// A disk in service. Dropping it without [`Disk::flush`] before leaves it as a killed process would.
 #[derive(Debug)]
 pub struct Disk {
     commands: SyncSender<Command>,
@@ -127,11 +127,6 @@ impl Disk {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(CloseError::Flush),
         }
-    }
-
-    /// [`Disk::flush`], then ends the thread.
-    pub fn flush_and_close(self) -> Result<(), CloseError> {
-        self.flush()
     }
 }
 

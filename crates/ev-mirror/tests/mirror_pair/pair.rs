@@ -19,6 +19,8 @@ pub const B: HostId = MemberId(2);
 /// How long anything that is waited for may take.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const PARTNER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often is looked whether a flush is over, while events are waited for.
+const EVENT_PAUSE: Duration = Duration::from_millis(10);
 
 /// One host's side.
 pub struct Side {
@@ -149,9 +151,15 @@ impl Pair {
 
     /// Connects both sides.
     pub fn connect(&mut self) {
+        let a = self.a.disk.take().expect("the disk on A is open");
+        self.connect_to(&a);
+        self.a.disk = Some(a);
+    }
+
+    fn connect_to(&mut self, a: &Disk) {
         let (to_a, server, to_b, client) = self.shake_hands();
         self.link = Some([to_a.try_clone().unwrap(), to_b.try_clone().unwrap()]);
-        self.a.disk().link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
+        a.link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
         self.b.disk().link(LinkStream { socket: to_a, tls: LinkTls::Server(Box::new(server)), peer: A }).unwrap();
     }
 
@@ -262,7 +270,21 @@ impl Pair {
 
     /// Flushes and closes both, and checks that the replicas are the same.
     pub fn close_and_compare(mut self) -> Vec<u8> {
-        self.a.disk.take().unwrap().flush_and_close().unwrap();
+        let disk = self.a.disk.take().unwrap();
+        let events = self.a.events.take().expect("the disk on A is open");
+        std::thread::scope(|scope| {
+            let flushed = scope.spawn(|| disk.flush());
+            // A link that was made before the newest record was known on both sides is closed: it is made again.
+            while !flushed.is_finished() {
+                if let Ok(DiskEvent::LinkDown { .. }) = events.recv_timeout(EVENT_PAUSE)
+                    && self.link.is_some()
+                {
+                    self.connect_to(&disk);
+                }
+            }
+            flushed.join().expect("it does not panic").unwrap();
+        });
+        drop(disk);
         drop(self.b.disk.take());
         let (a, b) = (self.a.bytes(), self.b.bytes());
         assert!(a == b, "the replicas differ first at {:?}", a.iter().zip(&b).position(|(a, b)| a != b));
