@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+/// Memory of the guests, unless something else is asked for.
+const MEMORY_MIB: u32 = 256;
+const DEBIAN_MEMORY_MIB: u32 = 512;
+
 /// Cargo's target folder: the test program lies in `target/debug/deps`.
 pub(crate) fn programs() -> PathBuf {
     let own = std::env::current_exe().expect("a running program has a path");
@@ -57,9 +61,22 @@ impl TinyImage {
         words
     }
 
+    /// For measuring: two processors, so much memory, and further parameters of the guest's program (`guests/tiny`).
+    pub fn create_measured_arguments(&self, name: &str, memory_mib: u32, parameters: &str) -> Vec<String> {
+        let parameters = format!("ev.address={}/24 {parameters}", Self::ADDRESS);
+        let mut words = self.arguments_of(name, memory_mib, "256M", &parameters);
+        words.extend(["--vcpus", "2"].map(str::to_owned));
+        words
+    }
+
     fn arguments_with(&self, name: &str, disk: &str, parameters: &str) -> Vec<String> {
+        self.arguments_of(name, MEMORY_MIB, disk, parameters)
+    }
+
+    fn arguments_of(&self, name: &str, memory_mib: u32, disk: &str, parameters: &str) -> Vec<String> {
         let append = format!("console=ttyS0 quiet mitigations=off nokaslr {parameters}");
-        let words = ["vm-create", name, "--memory", "256", "--disk", disk, "--nic", "vm"];
+        let memory = memory_mib.to_string();
+        let words = ["vm-create", name, "--memory", &memory, "--disk", disk, "--nic", "vm"];
         let boot = ["--kernel", plain(&self.kernel), "--initrd", plain(&self.initrd), "--append", &append];
         words.iter().chain(&boot).map(|word| (*word).to_owned()).collect()
     }
@@ -110,7 +127,13 @@ impl DebianGuest {
 
     /// The arguments of `ev vm-import` for a guest of that name.
     pub fn import_arguments(&self, name: &str) -> Vec<String> {
-        let words = ["vm-import", name, plain(&self.image), "--memory", "512", "--nic", "vm"];
+        self.import_arguments_with(name, DEBIAN_MEMORY_MIB)
+    }
+
+    /// The same with so much memory.
+    pub fn import_arguments_with(&self, name: &str, memory_mib: u32) -> Vec<String> {
+        let memory = memory_mib.to_string();
+        let words = ["vm-import", name, plain(&self.image), "--memory", &memory, "--nic", "vm"];
         words.iter().map(|word| (*word).to_owned()).collect()
     }
 }

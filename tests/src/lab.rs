@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ev_failpoint::{Failpoint, Step};
 use ev_lab::{Lab, LabName, LabOptions, Node};
 
 use crate::guests::programs;
@@ -83,6 +84,17 @@ impl TestLab {
     /// The hosts that the lab's only guest was seen to speak from, in order.
     pub fn owners_seen(&self) -> Vec<String> {
         self.owners.seen()
+    }
+
+    /// The next program of that host which comes to the step is to stop there.
+    ///
+    /// # Panics
+    /// If there is no such host, or its folder can't be written.
+    pub fn stop_at(&self, host: &str, step: Step) -> Failpoint {
+        let node = self.plan().node(host).expect("a host of the lab");
+        let failpoint = Failpoint::new(self.plan().failpoints_dir(node), step);
+        failpoint.arm().expect("the lab's folders can be written");
+        failpoint
     }
 
     /// The logs of a machine's daemon, AMs and guests.

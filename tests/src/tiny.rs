@@ -55,6 +55,13 @@ impl TinyGuest {
         self.expect("ping", "pong").map(|answer| answer[1].clone())
     }
 
+    /// Pages that the guest has verified, by its own count.
+    pub fn memory_pages(&mut self) -> Result<u64, ClientError> {
+        let answer = self.expect("memory", "memory")?;
+        let pages = answer.get(3).and_then(|pages| pages.parse().ok());
+        pages.ok_or_else(|| ClientError::Answer { command: "memory".to_owned(), answer: answer.join(" ") })
+    }
+
     /// The value in a slot, `None` if it was never written.
     pub fn read(&mut self, slot: u64) -> Result<Option<u64>, ClientError> {
         let command = format!("read {slot}");

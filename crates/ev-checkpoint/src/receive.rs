@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ev_core::checkpoint::{Epoch, Session};
+use ev_failpoint::{Step, reach};
 use ev_wire::frame::{Frame, FrameError, FrameKind};
 use tokio::sync::mpsc;
 
@@ -63,6 +64,7 @@ impl Staged {
         for (kind, body) in &self.bodies {
             let (_, _, entries) = wire::split_body(body).ok_or(crate::entry::BadEntry)?;
             image.apply(*kind, entries)?;
+            reach(Step::StandbyApplying);
         }
         image.set_state_bytes(self.state_bytes)
     }
@@ -193,6 +195,7 @@ impl Reader {
         if epoch == Epoch::FIRST {
             // Nothing of this session could be gone on from yet, so nothing is lost if it does not arrive as a whole.
             lock(&open.image).apply(frame.kind, entries)?;
+            reach(Step::StandbyFilling);
             return Ok(());
         }
         let bytes = u64::try_from(frame.body.len()).unwrap_or(u64::MAX);
@@ -201,6 +204,7 @@ impl Reader {
         if self.total.load(Ordering::Relaxed) + self.epoch.bytes > STAGED_BYTES_MAX {
             return Err(ReceiveError::TooMuch);
         }
+        reach(Step::StandbyReceiving);
         Ok(())
     }
 
@@ -217,6 +221,7 @@ impl Reader {
         self.epoch = Arriving { session: Some(session), last: epoch, ..Arriving::default() };
         self.total.fetch_add(bytes, Ordering::Relaxed);
         let staged = Staged { bodies, state_bytes, bytes, total: Arc::clone(&self.total) };
+        reach(Step::StandbyStaged);
         Ok(StagedNotice::Staged { session, epoch, staged })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ev_core::checkpoint::{Epoch, Session};
+use ev_failpoint::{Step, reach};
 use ev_vm::checkpoint::EpochBuffer;
 use ev_vm::ram::{GuestMemory, PAGE_BYTES, PageBytes, PageNumber, StagedPage};
 use ev_wire::frame::{Frame, FrameKind};
@@ -194,6 +195,7 @@ impl Sender {
             }
             first = end.0;
         }
+        reach(Step::ActiveFilling);
         self.send(wire::PAGES)
     }
 
@@ -258,7 +260,12 @@ impl Sender {
             return Err(io::Error::other(format!("epoch {epoch} was to be sent where {} was due", self.epoch)));
         }
         self.pages(buffer)?;
-        self.end(&buffer.device_state)
+        if epoch > Epoch::FIRST {
+            reach(Step::ActiveSending);
+        }
+        self.end(&buffer.device_state)?;
+        reach(Step::ActiveSent);
+        Ok(())
     }
 
     pub(crate) fn end(&mut self, device_state: &[u8]) -> io::Result<()> {

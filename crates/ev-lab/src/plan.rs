@@ -221,6 +221,11 @@ impl Plan {
         self.dir.join(&node.name.0)
     }
 
+    /// Where a test arms the steps at which the machine's programs stop.
+    pub fn failpoints_dir(&self, node: &Node) -> PathBuf {
+        self.node_dir(node).join("failpoints")
+    }
+
     pub fn state_dir(&self, node: &Node) -> PathBuf {
         self.node_dir(node).join("state")
     }

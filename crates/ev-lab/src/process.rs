@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ev_failpoint::FOLDER_VARIABLE;
 use rustix::process::{Pid, Signal};
 
 use crate::cgroup::Cgroup;
@@ -48,7 +49,10 @@ pub fn command(record: &Record, node: &Node, cgroup: &Cgroup, program: &str) -> 
 fn environment(plan: &Plan, node: &Node) -> Vec<(&'static str, PathBuf)> {
     let mut variables = vec![("XDG_CONFIG_HOME", plan.node_dir(node).join("config"))];
     match node.kind {
-        NodeKind::Host => variables.push(("EV_SOCKET", plan.run_dir(node).join("evd.sock"))),
+        NodeKind::Host => {
+            variables.push(("EV_SOCKET", plan.run_dir(node).join("evd.sock")));
+            variables.push((FOLDER_VARIABLE, plan.failpoints_dir(node)));
+        }
         NodeKind::QuorumServer | NodeKind::Client => {}
     }
     variables

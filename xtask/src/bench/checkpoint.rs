@@ -1,5 +1,5 @@
 //! What Level 3 costs. Pauses are measured on a guest alone (`crates/ev-vm/examples/pause.rs`), the rest in a lab
-//! (`tests/src/bin/ev-checkpoints.rs`).
+//! (`tests/src/bin/ev-checkpoints`). Release builds, as users have them.
 
 use std::process::{Command, Stdio};
 
@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
 use super::Output;
-use crate::run::{cargo, heading, target};
-use crate::{ci, guests, setup};
+use crate::run::{cargo, heading, show, target};
+use crate::{guests, setup};
 
 /// Memory in GiB, MiB that were written once, pages written in each epoch.
 const CASES: [(&str, &str); 3] =
@@ -20,7 +20,10 @@ const DIRTY_PAGES: u32 = 5_000;
 pub fn run(kills: u32, output: Output) -> Result<()> {
     setup::run()?;
     guests::make()?;
-    ci::build()?;
+    heading("building");
+    show(cargo().args(["build", "--release", "--workspace", "--bins"]))?;
+    show(cargo().args(["build", "--release", "--package", "ev-ramtrack"]))?;
+    show(cargo().args(["build", "--release", "--package", "ev-vm", "--example", "pause"]))?;
     let mut measured = Map::new();
     heading("pauses");
     for (name, case) in CASES {
@@ -34,8 +37,8 @@ pub fn run(kills: u32, output: Output) -> Result<()> {
         by_memory.push(json!({ "gib": gib, "median_ms": pause["median"] }));
     }
     measured.insert("pause_by_memory".to_owned(), Value::Array(by_memory));
-    heading(&format!("in a lab: latency, processors at rest, {kills} deaths"));
-    let program = target().join("debug/ev-checkpoints");
+    heading(&format!("in a lab: work, latency, processors at rest, {kills} deaths"));
+    let program = target().join("release/ev-checkpoints");
     let lab = printed(Command::new(&program).arg(kills.to_string()))?;
     let lab: Map<String, Value> = serde_json::from_str(&lab).context("reading what was measured in the lab")?;
     measured.extend(lab);
@@ -52,8 +55,7 @@ pub fn run(kills: u32, output: Output) -> Result<()> {
 
 /// Median and p99 of a case's pauses, in milliseconds.
 fn pause(case: &str) -> Result<Value> {
-    let arguments = ["run", "--quiet", "--package", "ev-vm", "--example", "pause", "--", case];
-    let text = printed(cargo().args(arguments))?;
+    let text = printed(Command::new(target().join("release/examples/pause")).arg(case))?;
     let line: Value = serde_json::from_str(text.trim()).context("reading what was measured of a pause")?;
     eprintln!("{line}");
     Ok(line["pause_ms"].clone())

@@ -8,6 +8,7 @@ use ev_core::checkpoint::{Epoch, Proposal, Standing};
 use ev_core::ids::Generation;
 use ev_core::report::{EndCause, GuestState, Level3Report, ReplicaState};
 use ev_core::vm::Level;
+use ev_failpoint::{Step, reach};
 use ev_net::OutputHold;
 use ev_vm::ram::{RamFile, TrackedMemory, find_library};
 use ev_vm::{GuestSpec, Memory};
@@ -201,6 +202,7 @@ impl Am {
             && matches!(record.power, Power::On { .. });
         if goes_on {
             tracing::info!("taking over from the guest's memory");
+            reach(Step::TakeoverBegun);
             self.taking_over = Some(waiting.take_over().await);
         } else {
             waiting.end().await;

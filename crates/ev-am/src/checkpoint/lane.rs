@@ -1,6 +1,8 @@
 //! The lane between both sides' engines: a task that reads, one that writes, and no waiting for either.
 
 use ev_checkpoint::{LANE, LaneMessage};
+use ev_core::checkpoint::Epoch;
+use ev_failpoint::{Step, reach};
 use ev_wire::frame::Frame;
 use ev_wire::stream::{read_frame, write_frame};
 use tokio::sync::mpsc;
@@ -47,6 +49,9 @@ impl Lane {
                 let frame = Frame::of(LANE, &message).expect("a message of the lane is short");
                 if write_frame(&mut writer, &frame).await.is_err() {
                     break;
+                }
+                if matches!(message, LaneMessage::Confirm { epoch, .. } if epoch > Epoch::FIRST) {
+                    reach(Step::StandbyConfirmed);
                 }
             }
             let _ = down.send(LaneEvent::Down(number).into()).await;

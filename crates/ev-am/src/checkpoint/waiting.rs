@@ -11,6 +11,7 @@ use ev_checkpoint::{Applier, Image, LaneMessage, MemoryShape, Receiver, Staged, 
 use ev_core::checkpoint::{Epoch, Session, Standby, StandbyAction, StandbyEvent};
 use ev_core::ids::DiskId;
 use ev_core::time::Instant;
+use ev_failpoint::{Step, reach};
 use ev_vm::checkpoint::Standby as WaitingQemu;
 use ev_vm::ram::GuestMemory;
 use ev_vm::{Guest, GuestSpec, Qemu};
@@ -379,6 +380,7 @@ impl Driver {
         });
         let Prepared { qemu, image, .. } = prepared;
         self.held = Some(Held { session, qemu, image, applier, staged: BTreeMap::new() });
+        reach(Step::StandbyPrepared);
         self.tell(StandbyEvent::Begin { session, disks: begun.disks.into_iter().collect() });
     }
 
@@ -469,12 +471,16 @@ impl Driver {
         let Some(session) = self.held.as_ref().map(|held| held.session) else { return };
         let handle = self.spec.disks.iter().find(|(id, _)| *id == disk).and_then(|(_, disk)| disk.upgrade());
         let told = handle.map(|handle| handle.apply_epoch(session, epoch));
+        reach(Step::StandbyApplyingDisk);
         if !matches!(told, Some(Ok(()))) {
             tracing::error!(%disk, %epoch, "a disk can't apply an epoch; nothing more is confirmed");
         }
     }
 
     fn confirm(&self, session: Session, epoch: Epoch, echo: Instant) {
+        if epoch > Epoch::FIRST {
+            reach(Step::StandbyConfirming);
+        }
         if let Some(lane) = &self.lane {
             lane.send(LaneMessage::Confirm { session, epoch, echo });
         }
@@ -482,6 +488,7 @@ impl Driver {
 
     fn go_on(&mut self, epoch: Epoch) {
         let (Some(outcome), Some(held)) = (self.outcome.take(), self.held.take()) else { return };
+        reach(Step::TakeoverApplied);
         let state = held.image.lock().expect("the image's lock is held by code that does not panic").state().to_vec();
         let taken = TakenOver { qemu: held.qemu, state, epoch };
         // The AM is ending if it does not listen; the next one finds that the guest is not running.

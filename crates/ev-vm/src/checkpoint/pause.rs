@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ev_failpoint::{Step, reach};
 use serde_json::{Value, json};
 
 use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
@@ -121,6 +122,7 @@ impl Checkpointer {
         let mut pause_pages = self.tracker.copy_written(&mut epoch.pages)?.pages;
         times.copied = start.elapsed();
         self.qmp.answer(saved, |_| {})?;
+        reach(Step::ActiveDevicesSaved);
         times.devices_saved = start.elapsed();
         if self.tracker.writes_since(before).map_err(scan_error)? == Writes::Possible {
             pause_pages += self.tracker.copy_written(&mut epoch.pages)?.pages;

@@ -10,6 +10,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use ev_failpoint::{Step, reach};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -141,6 +142,7 @@ impl Standby {
             Err(_) => return Err(RestoreError::TimedOut { log: self.guest.log_tail() }),
         }
         times.loaded = start.elapsed();
+        reach(Step::TakeoverLoaded);
         self.qmp.cont().await?;
         times.running = start.elapsed();
         Ok((self.guest, times))

@@ -4,6 +4,7 @@ mod database;
 mod links;
 mod power;
 mod programs;
+mod steps;
 
 use std::time::Duration;
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ev_checkpoint::{Cut, LaneMessage, MemoryStream, ShipNotice, Shipper};
-use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Session};
+use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Proposal, Session};
 use ev_core::report::{Level3Report, Level3State};
+use ev_failpoint::{Step, reach};
 use ev_mirror::gate::boot_time;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
@@ -283,6 +284,9 @@ impl Driver {
                 if epoch == Epoch::NONE {
                     self.opened(session);
                 }
+                if epoch > Epoch::FIRST {
+                    reach(Step::ActiveConfirmed);
+                }
                 self.tell(Event::Confirmed { session, epoch, echo });
             }
             LaneEvent::Message(_, LaneMessage::Refuse { session, why }) => {
@@ -475,6 +479,7 @@ impl Driver {
             Action::Release(Output::Through(Epoch::NONE)) => self.spec.hold.hold_from(Epoch::FIRST),
             Action::Release(Output::Through(epoch)) => {
                 self.spec.hold.release_through(epoch);
+                reach(Step::ActiveReleased);
                 self.stats.confirmed(epoch);
             }
             Action::Release(Output::Free) => {
@@ -485,7 +490,12 @@ impl Driver {
                 }
                 self.spec.hold.free();
             }
-            Action::Propose(proposal) => self.notify(ActiveNotice::Propose(proposal)),
+            Action::Propose(proposal) => {
+                if proposal == Proposal::StandbyHolds {
+                    reach(Step::ActiveJoining);
+                }
+                self.notify(ActiveNotice::Propose(proposal));
+            }
             Action::End => self.end(),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ev_checkpoint::{MemoryShape, Shipper};
 use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::DiskId;
+use ev_failpoint::{Step, reach};
 use ev_mirror::Disk;
 use ev_net::OutputHold;
 use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer};
@@ -172,6 +173,7 @@ pub async fn checkpoint(
             }
         }
     }
+    reach(Step::ActiveBeforeStop);
     let taken = capture.checkpoint(buffer, at_stop).await;
     Done::Captured(epoch, taken.map(|taken| (capture, Box::new(taken))).map_err(|error| error.to_string()))
 }

@@ -1,0 +1,81 @@
+//! Work that a guest does in a given time at Level 3, as a ratio to the same guest without protection.
+
+use std::time::Instant;
+
+use ev_tests::{DebianGuest, Pool, Postgres, System, TestLab, TinyGuest, TinyImage, eventually, in_client};
+
+use super::{MEASURED, MEMORY_MIB, SETTLING};
+
+/// How much both processors write and verify in turn: little enough for a processor's cache, and 400 MB/s of other pages.
+const PROCESSOR_BOUND: &str = "ev.memory=1";
+const DIRTYING: &str = "ev.memory=96";
+/// A guest boots on an emulated processor.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+/// pgbench: rows (in 100,000), and clients.
+const PGBENCH_SCALE: &str = "2";
+const PGBENCH_CLIENTS: &str = "4";
+
+/// Name and ratio of each kind of work.
+pub fn ratios(lab: &TestLab, pool: Pool<'_>) -> Vec<(&'static str, f64)> {
+    let tiny = TinyImage::find();
+    let mut ratios = Vec::new();
+    for (name, vm, parameters) in [("ratio_cpu", "cpu", PROCESSOR_BOUND), ("ratio_dirty", "dirty", DIRTYING)] {
+        let arguments = tiny.create_measured_arguments(vm, MEMORY_MIB, parameters);
+        let system = System::unprotected(lab, pool, vm, &arguments);
+        ratios.push((name, ratio(&system, name, || pages_per_s(lab))));
+    }
+    let mut arguments = DebianGuest::find().import_arguments_with("db01", MEMORY_MIB);
+    arguments.extend(["--vcpus", "2"].map(str::to_owned));
+    let system = System::unprotected(lab, pool, "db01", &arguments);
+    in_client(lab, || eventually("the database", LIMIT, Postgres::connect));
+    pgbench(lab, &["--initialize", "--scale", PGBENCH_SCALE]);
+    ratios.push(("ratio_pgbench", ratio(&system, "ratio_pgbench", || transactions_per_s(lab))));
+    ratios
+}
+
+/// The guest ends after that.
+fn ratio(system: &System<'_>, name: &str, work: impl Fn() -> f64) -> f64 {
+    let alone = work();
+    system.pool.ok("h1", &["pvm-protect", system.vm, "--level", "3", "--wait"]);
+    system.protected("h1");
+    std::thread::sleep(SETTLING);
+    let protected = work();
+    eprintln!("{name}: {alone:.1} a second without protection, {protected:.1} at Level 3");
+    system.pool.ok("h1", &["pvm-force-off", system.vm]);
+    system.wait("h1", "the guest to end", |view| view.power == ev_api::vm::PowerState::Off);
+    protected / alone
+}
+
+/// Of the guest's own verification.
+fn pages_per_s(lab: &TestLab) -> f64 {
+    in_client(lab, || {
+        let pages =
+            || eventually("the guest to answer", LIMIT, || TinyGuest::connect(TinyImage::ADDRESS)?.memory_pages());
+        let (before, start) = (pages(), Instant::now());
+        std::thread::sleep(MEASURED);
+        let after = pages();
+        let count = u32::try_from(after - before).expect("the pages of some seconds");
+        f64::from(count) / start.elapsed().as_secs_f64()
+    })
+}
+
+fn transactions_per_s(lab: &TestLab) -> f64 {
+    let seconds = MEASURED.as_secs().to_string();
+    let arguments = ["--client", PGBENCH_CLIENTS, "--jobs", "1", "--time", &seconds, "--no-vacuum"];
+    let text = pgbench(lab, &arguments);
+    let found = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    found.unwrap_or_else(|| panic!("pgbench told no rate: {text}"))
+}
+
+/// From the client's machine.
+fn pgbench(lab: &TestLab, arguments: &[&str]) -> String {
+    let mut command = lab.command("client", "pgbench").expect("a lab has a client");
+    command
+        .args(["--host", DebianGuest::ADDRESS, "--username", Postgres::USER])
+        .args(arguments)
+        .arg(Postgres::DATABASE);
+    let output = command.env("PGPASSWORD", Postgres::PASSWORD).output().expect("pgbench starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    assert!(output.status.success(), "pgbench: {}", text(output.stderr));
+    text(output.stdout)
+}
