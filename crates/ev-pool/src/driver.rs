@@ -25,23 +25,25 @@ const CONFIRMED_MAX: Duration = Duration::from_millis(1_000);
 pub(crate) async fn drive_elections(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut spread = random_below(shared.times.election.spread);
+    let mut spread = random_below(shared.election_times().spread);
     loop {
         tick.tick().await;
+        let times = shared.election_times();
         let metrics = shared.metrics();
         publish_leadership(&shared, &metrics);
         stand_down_if_rescued(&shared, &metrics);
         let situation = situation(&shared, &metrics, spread);
-        let stand = match step(&situation, &shared.times.election) {
+        let stand = match step(&situation, &times) {
             Step::Wait => continue,
             Step::Stand => true,
             Step::Ask => {
-                let answers = ask_others(&shared).await;
-                let last_log = shared.log.last_log_id().map(position_of);
-                may_stand(&situation, last_log, &answers)
+                let may =
+                    |answers: &[Answer]| may_stand(&situation, shared.log.last_log_id().map(position_of), answers);
+                // A host that is dead does not answer, and is not waited for.
+                may(&ask_until(&shared, |answers| situation.role == Role::Host && may(answers)).await)
             }
         };
-        spread = random_below(shared.times.election.spread);
+        spread = random_below(times.spread);
         // A leader may have been heard while the others were asked.
         if stand && shared.silence() >= situation.silent {
             tracing::info!(member = %shared.me.member, "no leader: standing for election");
@@ -110,6 +112,11 @@ fn stand_down_if_rescued(shared: &Shared, metrics: &Metrics) {
 
 /// Ask every other voter how it stands; who does not answer in time is left out.
 pub(crate) async fn ask_others(shared: &Shared) -> Vec<Answer> {
+    ask_until(shared, |_| false).await
+}
+
+/// The same, until the answers that have come are enough.
+async fn ask_until(shared: &Shared, enough: impl Fn(&[Answer]) -> bool) -> Vec<Answer> {
     let mut asked = JoinSet::new();
     let voters: BTreeSet<u64> = shared.membership().voter_ids().collect();
     for (member, addresses) in shared.others() {
@@ -123,7 +130,14 @@ pub(crate) async fn ask_others(shared: &Shared) -> Vec<Answer> {
             Some(Answer { member, role, standing: standing_in(answer.ok()?)? })
         });
     }
-    asked.join_all().await.into_iter().flatten().collect()
+    let mut answers = Vec::new();
+    while !enough(&answers) {
+        match asked.join_next().await {
+            Some(answer) => answers.extend(answer.ok().flatten()),
+            None => break,
+        }
+    }
+    answers
 }
 
 fn standing_in(answer: PeerResponse) -> Option<Standing> {

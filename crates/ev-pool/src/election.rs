@@ -35,13 +35,19 @@ pub struct ElectionTimes {
     pub rescue: Duration,
 }
 
-impl Default for ElectionTimes {
-    fn default() -> Self {
-        Self {
-            detection: Duration::from_millis(500),
-            spread: Duration::from_millis(150),
-            rescue: Duration::from_millis(900),
-        }
+/// Voters refuse candidates for almost this long after they heard a leader, whatever the settings say.
+pub const DETECTION_MIN: Duration = Duration::from_millis(400);
+/// See [`ElectionTimes::spread`].
+const SPREAD: Duration = Duration::from_millis(100);
+/// What hosts have ahead of quorum servers, beside the spread.
+const RESCUE_LATER: Duration = Duration::from_millis(300);
+
+impl ElectionTimes {
+    /// A leader that is silent for the pool's detection time is gone, as a host is.
+    #[must_use]
+    pub fn of(detection: Duration) -> Self {
+        let detection = detection.max(DETECTION_MIN);
+        Self { detection, spread: SPREAD, rescue: detection + SPREAD + RESCUE_LATER }
     }
 }
 
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_host_asks_after_the_detection_time_and_a_quorum_server_later() {
-        let times = ElectionTimes::default();
+        let times = ElectionTimes::of(Duration::from_millis(500));
         assert_eq!(step(&situation(Role::Host, 499), &times), Step::Wait);
         assert_eq!(step(&situation(Role::Host, 500), &times), Step::Ask);
         assert_eq!(step(&situation(Role::Quorum, 899), &times), Step::Wait);
@@ -146,7 +152,7 @@ mod tests {
 
     #[test]
     fn leaders_and_learners_never_stand_and_a_single_voter_at_once() {
-        let times = ElectionTimes::default();
+        let times = ElectionTimes::of(Duration::from_millis(500));
         assert_eq!(step(&Situation { leading: true, ..situation(Role::Host, 9_000) }, &times), Step::Wait);
         assert_eq!(step(&Situation { member: MemberId(9), ..situation(Role::Host, 9_000) }, &times), Step::Wait);
         let alone = Situation { voter_sets: vec![[MemberId(2)].into()], ..situation(Role::Host, 0) };

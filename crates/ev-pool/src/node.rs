@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::driver;
-use crate::election::ElectionTimes;
+use crate::election::{DETECTION_MIN, ElectionTimes};
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::network::Network;
@@ -45,12 +45,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct RaftTimes {
     /// How often the leader lets itself be heard.
     pub heartbeat: Duration,
-    pub election: ElectionTimes,
 }
 
 impl Default for RaftTimes {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_millis(100), election: ElectionTimes::default() }
+        Self { heartbeat: Duration::from_millis(100) }
     }
 }
 
@@ -131,7 +130,6 @@ pub(crate) struct Shared {
     pub raft: Raft,
     pub log: Log,
     pub network: Network,
-    pub times: RaftTimes,
     pub state: watch::Receiver<Arc<PoolState>>,
     pub leadership: watch::Sender<Leadership>,
     pub confirmations: mpsc::Sender<oneshot::Sender<Result<(), crate::propose::ConfirmError>>>,
@@ -176,7 +174,6 @@ impl PoolNode {
             raft,
             log,
             network,
-            times: config.times,
             state,
             leadership: watch::channel(Leadership::default()).0,
             confirmations,
@@ -308,11 +305,11 @@ impl PoolNode {
 
 fn raft_config(me: Peer, times: &RaftTimes) -> openraft::Config {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let detection = ms(times.election.detection);
+    let detection = ms(DETECTION_MIN);
     openraft::Config {
         cluster_name: me.pool.to_string(),
         heartbeat_interval: ms(times.heartbeat),
-        // Voters refuse candidates for the second of these after hearing a leader. A little less than the detection
+        // Voters refuse candidates for the second of these after hearing a leader. A little less than the shortest detection
         // time, because a candidate asks as soon as that is over.
         election_timeout_min: detection * 8 / 10,
         election_timeout_max: detection * 9 / 10,
@@ -378,11 +375,16 @@ impl Shared {
         member.0 < state.next_member && !state.members.contains_key(&member)
     }
 
+    /// By the pool's present settings.
+    pub(crate) fn election_times(&self) -> ElectionTimes {
+        ElectionTimes::of(Duration::from_millis(self.state.borrow().settings.detection_ms))
+    }
+
     /// How this member stands, for others that think of an election.
     pub(crate) fn standing(&self) -> Standing {
         let metrics = self.metrics();
         let leads = metrics.state == ServerState::Leader && !self.standing_down.load(Ordering::Relaxed);
-        let heard = self.silence() < self.times.election.detection;
+        let heard = self.silence() < self.election_times().detection;
         let leader = if leads { Some(self.me.member) } else { metrics.current_leader.filter(|_| heard).map(MemberId) };
         Standing {
             leader: leader.filter(|leader| leads || *leader != self.me.member),

@@ -145,6 +145,12 @@ fn machine(arguments: &mut Arguments, qemu: &Qemu, accelerator: &Accelerator, sp
     for sleep in ["ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s4=1"] {
         arguments.option("-global", sleep);
     }
+    if matches!(accelerator, Accelerator::Tcg { .. }) && files.ram.is_some() {
+        // Each pause for a checkpoint would take these away and put them back, and the emulated processors' translations with them.
+        for device in ["virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"] {
+            arguments.option("-global", format!("{device}.ioeventfd=off"));
+        }
+    }
     arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     arguments.option("-msg", "timestamp=on");
     arguments.json("-object", &json!({"qom-type": "rng-builtin", "id": "entropy"}));

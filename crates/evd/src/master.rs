@@ -19,7 +19,7 @@ use crate::member::Member;
 use crate::{clock, view};
 
 /// How often the engine looks at everything.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(25);
 /// Reports that wait for the engine; more are refused (the AM reports again within half a second).
 const REPORTS_WAITING_MAX: usize = 256;
 /// How long one proposal may take; the engine makes it again.
@@ -186,7 +186,7 @@ impl Work {
         }
         while self.alerts.try_join_next().is_some() {}
         self.ask_voters();
-        if !self.engine.leads() || self.proposals.len() >= PROPOSALS_MAX {
+        if self.proposals.len() >= PROPOSALS_MAX {
             return;
         }
         let mut commands = Vec::new();

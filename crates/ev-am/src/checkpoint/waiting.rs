@@ -388,6 +388,7 @@ impl Driver {
         match notice {
             StagedNotice::Staged { session, epoch, staged } => {
                 let Some(held) = self.held.as_mut().filter(|held| held.session == session) else { return };
+                tracing::trace!(%epoch, "memory staged");
                 held.staged.insert(epoch, staged);
                 self.tell(StandbyEvent::MemoryStaged { session, epoch });
             }
@@ -405,9 +406,11 @@ impl Driver {
     fn on_disk(&mut self, notice: DiskNotice) {
         match notice {
             DiskNotice::Staged { disk, session, epoch, flushed } => {
+                tracing::trace!(%epoch, flushed, "disk staged");
                 self.tell(StandbyEvent::DiskStaged { session, disk, epoch, flushed });
             }
             DiskNotice::Applied { disk, session, epoch } => {
+                tracing::trace!(%epoch, "disk applied");
                 self.tell(StandbyEvent::DiskApplied { session, disk, epoch })
             }
             DiskNotice::Lost { disk, session } => {
@@ -481,6 +484,7 @@ impl Driver {
         if epoch > Epoch::FIRST {
             reach(Step::StandbyConfirming);
         }
+        tracing::trace!(%epoch, "confirmed");
         if let Some(lane) = &self.lane {
             lane.send(LaneMessage::Confirm { session, epoch, echo });
         }

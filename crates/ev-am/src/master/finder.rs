@@ -71,15 +71,16 @@ impl Finder {
     }
 }
 
-/// Asks `first`, and after a moment (or at once when it is no use) all others; follows what non-masters say. Answers
-/// with the master's place in the list too.
+/// Asks `first`, and after a moment (or at once when it is no use) all others; follows what non-masters say, and asks them again
+/// while somebody is silent: that may be the old master, and one of them the next. Answers with the master's place in the list too.
 async fn round<M: Member>(
     members: &[(MemberId, M)],
     first: Option<usize>,
     request: &PeerRequest,
     end: TokioInstant,
 ) -> Option<(usize, Answer)> {
-    let mut asked = BTreeSet::new();
+    // Those that did not answer yet, and with them those that did since all were asked last.
+    let (mut silent, mut asked) = (BTreeSet::new(), BTreeSet::new());
     let mut waiting = FuturesUnordered::new();
     let ask = |place: usize| async move {
         let (master, member) = &members[place];
@@ -87,9 +88,14 @@ async fn round<M: Member>(
         let response = member.ask(request, CALL_TIMEOUT).await;
         (place, *master, asked_at, response)
     };
+    // When all others are asked (again).
     let mut hedge = Some(TokioInstant::now());
+    let mut first_round = true;
+    let hedge_after = |planned: Option<TokioInstant>, first_round: bool| {
+        if first_round { Some(TokioInstant::now()) } else { planned.or(Some(TokioInstant::now() + ROUND_PAUSE)) }
+    };
     if let Some(place) = first {
-        asked.insert(place);
+        (silent, asked) = ([place].into(), [place].into());
         waiting.push(ask(place));
         hedge = Some(TokioInstant::now() + HEDGE_AFTER);
     }
@@ -98,22 +104,29 @@ async fn round<M: Member>(
             biased;
             Some((place, master, asked_at, response)) = waiting.next() => match response {
                 Some(PeerResponse::NotMaster { master: named }) => {
-                    hedge = hedge.map(|_| TokioInstant::now());
+                    silent.remove(&place);
+                    hedge = hedge_after(hedge, first_round);
                     // Whoever knows better may name a member that answered "not me" a moment ago: it is not asked
-                    // twice in one round, the next round comes soon.
+                    // again before all are.
                     for (place, (id, _)) in members.iter().enumerate() {
                         if Some(*id) == named && asked.insert(place) {
+                            silent.insert(place);
                             waiting.push(ask(place));
                         }
                     }
                 }
-                None | Some(PeerResponse::Failed(_)) => hedge = hedge.map(|_| TokioInstant::now()),
+                None | Some(PeerResponse::Failed(_)) => {
+                    silent.remove(&place);
+                    hedge = hedge_after(hedge, first_round);
+                }
                 Some(response) => return Some((place, Answer { asked_at, master, response })),
             },
             () = sleep_until(hedge.unwrap_or(end)), if hedge.is_some() => {
-                hedge = None;
+                (hedge, first_round) = (None, false);
+                asked.clone_from(&silent);
                 for place in 0..members.len() {
                     if asked.insert(place) {
+                        silent.insert(place);
                         waiting.push(ask(place));
                     }
                 }
@@ -237,6 +250,21 @@ mod tests {
         let ((master, took), ()) = tokio::join!(ask(&mut finder, &members), elected);
         assert_eq!(master, Some(2));
         assert!(took < Duration::from_millis(400), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_master_is_found_while_the_old_one_says_nothing() {
+        let members = members(&[Does::Silent, Does::Follows(Some(1)), Does::Follows(None)]);
+        let mut finder = Finder { master: Some((0, MemberId(1))) };
+        let elected = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            members[1].1.does.set(Does::Leads);
+        };
+        let ((master, took), ()) = tokio::join!(ask(&mut finder, &members), elected);
+        assert_eq!(master, Some(2));
+        assert!(took <= Duration::from_millis(360), "{took:?}");
+        let asked = *members[2].1.asked.borrow();
+        assert!(asked <= 8, "not in a hurry: {asked}");
     }
 
     #[tokio::test(start_paused = true)]

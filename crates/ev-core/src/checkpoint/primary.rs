@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::pace::{Pace, PaceLimits};
+use super::pace::{Load, Pace, PaceLimits};
 use super::{Epoch, Session};
 use crate::time::Instant;
 
@@ -47,6 +47,7 @@ pub enum Event {
     Captured {
         epoch: Epoch,
         pause: Duration,
+        load: Load,
     },
     /// No checkpoint could be taken; the guest runs on. `held`: disks write ahead, or output is held, from it on.
     CaptureFailed {
@@ -219,7 +220,7 @@ impl Primary {
             }
             Event::Heard => self.heard = now,
             Event::Filled { session } => self.filled |= self.session == Some(session),
-            Event::Captured { epoch, pause } => self.captured(now, epoch, pause),
+            Event::Captured { epoch, pause, load } => self.captured(now, epoch, pause, load),
             Event::CaptureFailed { held } => {
                 self.capturing = held;
                 self.give_up(out);
@@ -233,7 +234,7 @@ impl Primary {
         self.advance(now, out);
     }
 
-    fn captured(&mut self, now: Instant, epoch: Epoch, pause: Duration) {
+    fn captured(&mut self, now: Instant, epoch: Epoch, pause: Duration, load: Load) {
         self.capturing = false;
         // A session that was given up in the middle of the pause: its epoch went with it.
         if epoch != self.running {
@@ -245,7 +246,7 @@ impl Primary {
             Phase::Off | Phase::Parting => return,
         }
         self.running = epoch.next();
-        self.pace.captured(now, pause);
+        self.pace.captured(now, pause, load);
     }
 
     fn confirmed_by_standby(

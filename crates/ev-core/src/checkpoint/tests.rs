@@ -37,7 +37,7 @@ fn joining() -> Primary {
     let other = Event::Filled { session: Session(8) };
     assert_eq!(step(&mut engine, 9, other), []);
     assert_eq!(step(&mut engine, 10, Event::Filled { session: SESSION }), [Action::Capture { epoch: Epoch::FIRST }]);
-    assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE }), []);
+    assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE, load: Load::Busy }), []);
     assert_eq!((engine.phase(), engine.running()), (Phase::Joining, Epoch(2)));
     engine
 }
@@ -68,7 +68,7 @@ fn what_the_standby_can_not_have_decided_releases_nothing() {
 fn a_confirmation_of_old_is_not_acted_on_until_a_fresh_one_comes() {
     let mut engine = protected();
     assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
-    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE }), []);
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE, load: Load::Busy }), []);
     assert_eq!(step(&mut engine, 650, confirm(2, 100)), []);
     assert_eq!(step(&mut engine, 660, confirm(2, 600)), [Action::Release(Output::Through(Epoch(2)))]);
 }
@@ -83,7 +83,7 @@ fn a_standby_that_is_lost_in_the_first_pause_needs_a_record_before_output_is_fre
     let lost = step(&mut engine, 11, Event::LinkDown);
     assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
     assert_eq!(step(&mut engine, 12, Event::Record(Standing::Nothing)), [], "the pause is not over");
-    let over = step(&mut engine, 15, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE });
+    let over = step(&mut engine, 15, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE, load: Load::Busy });
     assert_eq!(over, [Action::Release(Output::Free)]);
 }
 
@@ -114,14 +114,14 @@ fn a_silent_standby_is_given_up() {
 fn checkpoints_come_at_once_for_output_and_seldom_without() {
     let limits = PaceLimits::default();
     let mut pace = Pace::new(limits, at(0));
-    pace.captured(at(0), PAUSE);
+    pace.captured(at(0), PAUSE, Load::Busy);
     assert!(!pace.is_due(at(999), 0));
     assert!(pace.is_due(at(1_000), 0), "the least that a takeover must not repeat");
     assert!(!pace.is_due(at(1_000), limits.unconfirmed), "the standby is behind");
     pace.output();
-    assert!(!pace.is_due(at(44), 0), "the guest has to run as well");
-    assert!(pace.is_due(at(45), 0));
-    pace.captured(at(50), PAUSE);
+    assert!(!pace.is_due(at(4), 0), "the guest has to run as well");
+    assert!(pace.is_due(at(5), 0));
+    pace.captured(at(50), PAUSE, Load::Busy);
     assert!(!pace.is_due(at(100), 0));
 }
 

@@ -189,7 +189,7 @@ impl Default for Settings {
             report_interval_ms: 400,
             grace_ms: 10_000,
             partner_timeout_ms: 1_000,
-            detection_ms: 500,
+            detection_ms: 400,
             heartbeat_ms: 100,
             copy_rate_limit_bytes: 0,
             scrub_interval_s: weekly(),

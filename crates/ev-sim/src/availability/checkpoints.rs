@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ev_core::availability::keeper;
-use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Primary, Proposal, Session, Standing};
+use ev_core::checkpoint::{Action, Epoch, Event, Load, Output, PaceLimits, Primary, Proposal, Session, Standing};
 use ev_core::time::Instant;
 
 use super::host::{Checkpoint, Image, Life, Mirror, Qemu};
@@ -266,7 +266,7 @@ impl World {
             self.say(1 - index, Message::Checkpoint { session, epoch, checkpoint });
         }
         let pause = Duration::from_millis(until - began);
-        self.tell(index, Event::Captured { epoch, pause });
+        self.tell(index, Event::Captured { epoch, pause, load: Load::Busy });
     }
 
     /// The guest goes on from the memory that this host held; `None`: it holds none.

@@ -112,6 +112,13 @@ fn tick_master(world: &mut World, index: usize) {
         if world.rng.per_mille(100) {
             world.hosts[index].master.deposed();
         }
+        let master = &mut world.hosts[index].master;
+        if !master.leads() {
+            // It is awake, for when it is elected.
+            let mut nothing = Vec::new();
+            master.tick(now, world.now_ms, &world.state, &mut nothing);
+            assert_eq!(nothing, [], "it does not lead");
+        }
         return;
     }
     let mut commands = Vec::new();

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ev_core::checkpoint::{
-    Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Proposal, Session, StandbyAction, StandbyEvent, Standing,
+    Action, Epoch, Event, Load, Output, PaceLimits, Phase, Primary, Proposal, Session, StandbyAction, StandbyEvent,
+    Standing,
 };
 use ev_core::time::Instant;
 
@@ -466,7 +467,7 @@ impl World {
                 self.send(1 + index, Message::Disk(session, part));
             }
         }
-        self.tell(Event::Captured { epoch, pause });
+        self.tell(Event::Captured { epoch, pause, load: Load::Busy });
     }
 
     fn send(&mut self, lane: usize, message: Message) {

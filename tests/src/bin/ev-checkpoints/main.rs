@@ -19,14 +19,19 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// Of each guest.
 const MEMORY_MIB: u32 = 1024;
 
+/// `ev-checkpoints [KILLS [PART …]]`: parts are `cpu`, `dirty`, `pgbench` and `idle`; all of them if none is named.
 fn main() {
     let kills: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20);
+    let parts: Vec<String> = std::env::args().skip(2).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
     let lab = TestLab::up(2, 1);
     let pool = Pool::create(&lab);
     let mut measured = Map::new();
-    for (name, ratio) in work::ratios(&lab, pool) {
+    for (name, ratio) in work::ratios(&lab, pool, wanted) {
         measured.insert(name.to_owned(), ratio.into());
     }
-    measured.extend(idle::measure(&lab, pool, kills));
+    if wanted("idle") {
+        measured.extend(idle::measure(&lab, pool, kills));
+    }
     println!("{}", Value::Object(measured));
 }

@@ -11,26 +11,33 @@ const PROCESSOR_BOUND: &str = "ev.memory=1";
 const DIRTYING: &str = "ev.memory=96";
 /// A guest boots on an emulated processor.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
-/// pgbench: rows (in 100,000), and clients.
-const PGBENCH_SCALE: &str = "2";
-const PGBENCH_CLIENTS: &str = "4";
+/// pgbench: rows (in 100,000), and clients. With much fewer branches than clients it would measure how long they wait for each other.
+const PGBENCH_SCALE: &str = "10";
+const PGBENCH_CLIENTS: &str = "16";
 
 /// Name and ratio of each kind of work.
-pub fn ratios(lab: &TestLab, pool: Pool<'_>) -> Vec<(&'static str, f64)> {
+pub fn ratios(lab: &TestLab, pool: Pool<'_>, wanted: impl Fn(&str) -> bool) -> Vec<(&'static str, f64)> {
     let tiny = TinyImage::find();
     let mut ratios = Vec::new();
-    for (name, vm, parameters) in [("ratio_cpu", "cpu", PROCESSOR_BOUND), ("ratio_dirty", "dirty", DIRTYING)] {
+    let busy = [("ratio_cpu", "cpu", PROCESSOR_BOUND), ("ratio_dirty", "dirty", DIRTYING)];
+    for (name, vm, parameters) in busy.into_iter().filter(|(_, vm, _)| wanted(vm)) {
         let arguments = tiny.create_measured_arguments(vm, MEMORY_MIB, parameters);
         let system = System::unprotected(lab, pool, vm, &arguments);
         ratios.push((name, ratio(&system, name, || pages_per_s(lab))));
     }
+    if wanted("pgbench") {
+        ratios.push(("ratio_pgbench", pgbench_ratio(lab, pool)));
+    }
+    ratios
+}
+
+fn pgbench_ratio(lab: &TestLab, pool: Pool<'_>) -> f64 {
     let mut arguments = DebianGuest::find().import_arguments_with("db01", MEMORY_MIB);
     arguments.extend(["--vcpus", "2"].map(str::to_owned));
     let system = System::unprotected(lab, pool, "db01", &arguments);
     in_client(lab, || eventually("the database", LIMIT, Postgres::connect));
     pgbench(lab, &["--initialize", "--scale", PGBENCH_SCALE]);
-    ratios.push(("ratio_pgbench", ratio(&system, "ratio_pgbench", || transactions_per_s(lab))));
-    ratios
+    ratio(&system, "ratio_pgbench", || transactions_per_s(lab))
 }
 
 /// The guest ends after that.

@@ -12,6 +12,7 @@ use ev_mirror::gate::boot_time;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
+use super::busy::Busy;
 use super::work::{self, Done, FILL_PASSES_MAX, PASS_PAGES_MIN, Pending, Started, Work};
 use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
@@ -20,7 +21,7 @@ use crate::checkpoint::{QUEUE_MAX, all, memory_stream};
 use crate::links::{Channel, Stream};
 
 /// How often the engine is told that time passed: while output waits, while a session is on, and otherwise.
-const TICK_WAITING: Duration = Duration::from_millis(2);
+const TICK_WAITING: Duration = Duration::from_millis(1);
 const TICK_ON: Duration = Duration::from_millis(25);
 const TICK_OFF: Duration = Duration::from_millis(250);
 /// How often the standby is told the clock.
@@ -70,6 +71,7 @@ pub struct Driver {
     clock_at: Instant,
     asked_at: Option<Instant>,
     stats: Stats,
+    busy: Busy,
 }
 
 impl Driver {
@@ -109,6 +111,7 @@ impl Driver {
             clock_at: now,
             asked_at: None,
             stats: Stats::default(),
+            busy: Busy::default(),
         }
     }
 
@@ -336,7 +339,10 @@ impl Driver {
         let Some(work) = self.work.as_mut().filter(|work| work.session == of) else { return };
         match notice {
             ShipNotice::Filled { .. } => work.pending = Some(Pending::Pass),
-            ShipNotice::Sent { buffer, .. } => work.free.push(*buffer),
+            ShipNotice::Sent { buffer, .. } => {
+                tracing::trace!("sent");
+                work.free.push(*buffer);
+            }
             ShipNotice::Failed { why, .. } => {
                 self.unlink(&format!("the memory stream broke: {why}"));
                 return;
@@ -380,6 +386,7 @@ impl Driver {
             Done::Passed(passed) if current => self.passed(passed),
             Done::Captured(epoch, Ok((capture, checkpoint))) => {
                 let pause = checkpoint.times.running;
+                tracing::trace!(%epoch, pages = checkpoint.epoch.pages.copies(), times = ?checkpoint.times, "captured");
                 self.stats.paused(epoch, pause);
                 if let Some(work) = self.work.as_mut().filter(|work| work.session == session) {
                     work.capture = Some(capture);
@@ -389,7 +396,8 @@ impl Driver {
                         self.unlink("what was captured could not be sent");
                     }
                 }
-                self.tell(Event::Captured { epoch, pause });
+                let load = self.busy.load(&self.spec.guest);
+                self.tell(Event::Captured { epoch, pause, load });
                 if self.spec.hold.has_waited(self.engine.running()) {
                     // It began to wait before the engine knew of this epoch.
                     self.output_waits = true;
@@ -471,6 +479,7 @@ impl Driver {
             Action::Begin { session } => self.begin(session),
             Action::Capture { epoch } => {
                 self.output_waits = false;
+                tracing::trace!(%epoch, "capture");
                 if let Some(work) = &mut self.work {
                     work.pending = Some(Pending::Checkpoint(epoch));
                 }

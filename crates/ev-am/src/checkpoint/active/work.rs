@@ -18,8 +18,12 @@ use ev_vm::{Guest, Qemu};
 const COPYING_THREADS: usize = 2;
 /// Epochs that can be captured or on their way at once.
 const BUFFERS: usize = 2;
-/// Passes while the guest runs end when one finds fewer pages, or after so many.
+/// Passes while the guest runs end when one finds fewer pages.
 pub const PASS_PAGES_MIN: u32 = 256;
+/// An epoch with fewer pages than this is copied in the pause: that takes a millisecond or two. A pass before it would have the guest
+/// take a fault once more for each page that it writes again.
+const AHEAD_PAGES_MIN: usize = 2_500;
+/// Passes before a pause.
 const PASSES_MAX: usize = 2;
 /// Passes after the whole memory was sent; then the rest is for the pause, however much it is.
 pub const FILL_PASSES_MAX: usize = 5;
@@ -100,7 +104,7 @@ impl Work {
 
     /// Whether it is worth copying before the pause.
     pub fn copies_ahead(&self) -> bool {
-        u32::try_from(self.last_pages).is_ok_and(|pages| pages > PASS_PAGES_MIN)
+        self.last_pages > AHEAD_PAGES_MIN
     }
 
     /// What is done in the pause: from here on what the guest sends and writes belongs to the next epoch.

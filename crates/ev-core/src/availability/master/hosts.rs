@@ -37,8 +37,8 @@ pub enum HostView {
 const STUCK_AM: Duration = Duration::from_secs(15);
 
 impl Master {
-    /// Whether a host counts as dead. The master itself is alive; so is everyone for the detection time after its election,
-    /// and after it stood still itself.
+    /// Whether a host counts as dead. The master itself is alive; so is everyone for the detection time after it began, or stood
+    /// still itself.
     #[must_use]
     pub fn host_view(&self, now: Instant, host: HostId, state: &PoolState) -> HostView {
         let detection = Duration::from_millis(state.settings.detection_ms);
@@ -72,10 +72,11 @@ impl Master {
         };
         let detection = Duration::from_millis(detection_ms);
         let last_report = self.reports.get(&(vm.id, active)).map(|(at, _)| *at).max(self.awake_since);
-        let silence = last_report.map_or(Duration::MAX, |at| now.since(at));
+        let silence = |last: Option<Instant>| last.map_or(Duration::MAX, |at| now.since(at));
         match self.host_view(now, active, state) {
-            HostView::Dead => silence >= detection,
-            HostView::Alive => silence >= STUCK_AM,
+            HostView::Dead => silence(last_report) >= detection,
+            // To a master before this one it may have reported.
+            HostView::Alive => silence(last_report.max(self.leader_since)) >= STUCK_AM,
         }
     }
 }

@@ -96,7 +96,8 @@ impl Master {
     /// This member was elected: nothing that a predecessor knew is known here, but for the heartbeats.
     pub fn elected(&mut self, now: Instant) {
         let heard = std::mem::take(&mut self.heard);
-        *self = Self { leader_since: Some(now), awake_since: Some(now), heard, ..Self::new(self.me) };
+        let (awake_since, last_tick) = (self.awake_since, self.last_tick);
+        *self = Self { leader_since: Some(now), awake_since, last_tick, heard, ..Self::new(self.me) };
     }
 
     /// This member leads no longer.
@@ -147,13 +148,13 @@ impl Master {
         self.reports.get(&(vm, host)).map(|(at, report)| (*at, report))
     }
 
-    /// Looks at everything and appends the commands to propose. Call it when something changed and every 50 to 100 ms.
-    /// `unix_ms` stamps alerts.
+    /// Looks at everything and appends the commands to propose. Call it when something changed and every 50 to 100 ms, also while
+    /// not leading: a new master that was awake before knows who is silent. `unix_ms` stamps alerts.
     pub fn tick(&mut self, now: Instant, unix_ms: u64, state: &PoolState, out: &mut Vec<Command>) {
+        self.note_own_stall(now, state);
         if self.leader_since.is_none() || state.pool.is_none() {
             return;
         }
-        self.note_own_stall(now, state);
         self.forget_what_is_gone(state);
         self.settle_guests(now, state, out);
         self.settle_comparisons(state, out);
@@ -180,7 +181,7 @@ impl Master {
     /// When this host stood still (frozen, or short of processors), it must not take its own silence for the others'.
     fn note_own_stall(&mut self, now: Instant, state: &PoolState) {
         let stalled = Duration::from_millis(state.settings.detection_ms) / 2;
-        if self.last_tick.is_some_and(|last| now.since(last) >= stalled) {
+        if self.last_tick.is_none_or(|last| now.since(last) >= stalled) {
             self.awake_since = Some(now);
         }
         self.last_tick = Some(now);

@@ -11,7 +11,7 @@ use crate::report::{AmReport, EndCause, GuestState};
 use crate::time::Instant;
 use crate::vm::Desired;
 
-fn at(ms: u64) -> Instant {
+pub(super) fn at(ms: u64) -> Instant {
     Instant(ms * 1_000_000)
 }
 

@@ -1,6 +1,6 @@
 //! Level 3: guests that go on from memory.
 
-use super::tests::{Bench, TAKEOVER, report, since};
+use super::tests::{Bench, TAKEOVER, at, report, since};
 use super::*;
 use crate::pool::fixtures::{H1, H2, disk_id, memory_held, place, protect, vm_id};
 use crate::report::{EndCause, GuestState, Level3Report, Level3State};
@@ -43,6 +43,44 @@ fn a_new_master_lets_a_guest_go_on_without_waiting_for_leases_either() {
     bench.host_1_dies();
     assert_eq!(bench.pass(60_000), [(1, CONTINUE)]);
     assert!(bench.now_ms <= bench.state.settings.detection_ms + 50, "{}", bench.now_ms);
+}
+
+/// It heard the heartbeats before it was elected, so it knows since when the other host has been silent.
+#[test]
+fn a_new_master_that_was_awake_does_not_wait_for_the_detection_time_again() {
+    let mut bench = held();
+    bench.master.deposed();
+    bench.host_1_dies();
+    let detection = bench.state.settings.detection_ms;
+    assert_eq!(bench.pass(detection), [], "it does not lead");
+    bench.master.elected(at(bench.now_ms));
+    assert_eq!(bench.pass(50), [(1, CONTINUE)]);
+}
+
+/// What it heard while it stood still it may have missed.
+#[test]
+fn a_new_master_that_stood_still_waits_for_the_detection_time() {
+    let mut bench = held();
+    bench.master.deposed();
+    bench.host_1_dies();
+    let detection = bench.state.settings.detection_ms;
+    bench.now_ms += 10 * detection;
+    bench.master.elected(at(bench.now_ms));
+    assert_eq!(bench.pass(detection), []);
+    assert_eq!(bench.pass(100), [(1, CONTINUE)]);
+}
+
+/// An active AM that did not report to the new master yet is not stuck.
+#[test]
+fn a_new_master_does_not_take_a_living_hosts_am_for_stuck() {
+    let mut bench = held();
+    bench.master.deposed();
+    let reporting = std::mem::take(&mut bench.reporting);
+    assert_eq!(bench.pass(60_000), []);
+    bench.master.elected(at(bench.now_ms));
+    assert_eq!(bench.pass(2_000), []);
+    bench.reporting = reporting;
+    assert_eq!(bench.pass(20_000), []);
 }
 
 #[test]
@@ -136,10 +174,6 @@ fn a_guest_that_could_not_go_on_is_started_from_its_disks_at_once() {
     let from_ms = bench.now_ms;
     assert_eq!(bench.pass(60_000), [(1, AuthorityChange::Start { host: H2, clean: true })]);
     assert_eq!(bench.now_ms - from_ms, 50);
-}
-
-fn at(ms: u64) -> Instant {
-    Instant(ms * 1_000_000)
 }
 
 /// The alert about missing redundancy, if there is one now.
