@@ -208,8 +208,29 @@ step with the older state.")]
         #[arg(long)]
         give_up_newer_writes: bool,
     },
+    /// Let a guest at level 3 go on on its other host, while it runs
+    #[command(after_help = "Example:
+  ev pvm-switch db01 --wait
+
+The guest goes on from its last checkpoint, as if its host had died: its clients keep
+their connections. The host that it leaves becomes the standby by itself.")]
+    PvmSwitch {
+        vm: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Show one VM
     PvmShow { vm: String },
+    /// Show what level 3 costs a guest: checkpoints, pauses, latency, what is sent
+    PvmStats {
+        vm: String,
+        /// Go on until interrupted, a line each time
+        #[arg(long)]
+        follow: bool,
+        /// Seconds between two lines
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600), requires = "follow")]
+        interval: u64,
+    },
     /// Show or wait for the synchronisation of a VM's disks
     PvmSync {
         vm: String,

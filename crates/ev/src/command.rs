@@ -4,6 +4,7 @@ mod event;
 mod host;
 mod pool;
 mod pvm;
+mod stats;
 mod vm;
 
 use std::path::Path;

@@ -12,6 +12,7 @@ pub mod pool;
 pub mod refusals;
 pub mod resolve;
 pub mod revert;
+pub mod switch;
 pub mod upload;
 pub mod vms;
 
@@ -52,6 +53,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/vms/{vm}/disks", get(vms::disks_of))
         .route("/v1/vms/{vm}/verify", post(console::verify))
         .route("/v1/vms/{vm}/revert", post(revert::revert))
+        .route("/v1/vms/{vm}/switch", post(switch::switch))
         .route("/v1/vms/{vm}/console", get(console::console))
         .route("/v1/disks", get(vms::disks))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_master))

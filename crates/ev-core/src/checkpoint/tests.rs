@@ -112,17 +112,20 @@ fn a_silent_standby_is_given_up() {
 
 #[test]
 fn checkpoints_come_at_once_for_output_and_seldom_without() {
-    let limits = PaceLimits::default();
+    let limits = PaceLimits { run_per_pause_waiting: 3, ..PaceLimits::default() };
     let mut pace = Pace::new(limits, at(0));
     pace.captured(at(0), PAUSE, Load::Busy);
     assert!(!pace.is_due(at(999), 0));
     assert!(pace.is_due(at(1_000), 0), "the least that a takeover must not repeat");
     assert!(!pace.is_due(at(1_000), limits.unconfirmed), "the standby is behind");
     pace.output();
-    assert!(!pace.is_due(at(4), 0), "the guest has to run as well");
-    assert!(pace.is_due(at(5), 0));
-    pace.captured(at(50), PAUSE, Load::Busy);
-    assert!(!pace.is_due(at(100), 0));
+    assert!(!pace.is_due(at(14), 0), "the guest has to run as well");
+    assert!(pace.is_due(at(15), 0));
+    pace.captured(at(50), PAUSE, Load::Idle);
+    assert!(!pace.is_due(at(100), 0), "nobody waits any more");
+    pace.output();
+    assert!(!pace.is_due(at(54), 0));
+    assert!(pace.is_due(at(55), 0), "a pause takes nothing from a guest that does nothing");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `pvm-*`, `disk-*`, `event-list`, `alert-list`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ev_api::client::{Client, escape};
 use ev_api::vm::{
@@ -20,7 +20,7 @@ const SHORT: Duration = Duration::from_secs(60);
 /// Writing back what a copy had overwritten.
 const REVERT: Duration = Duration::from_secs(24 * 3600);
 
-fn path(vm: &str, rest: &str) -> String {
+pub fn path(vm: &str, rest: &str) -> String {
     format!("/v1/vms/{}{rest}", escape(vm))
 }
 
@@ -45,6 +45,11 @@ pub async fn dispatch(client: &Client, format: Format, command: Command) -> Resu
             let done: Done = client.json(Method::POST, &path(&vm, "/revert"), Some(&request), REVERT).await?;
             super::host::print_notes(&done);
             Ok(())
+        }
+        Command::PvmSwitch { vm, wait } => switch(client, &vm, wait).await,
+        Command::PvmStats { vm, follow, interval } => {
+            let follow = follow.then(|| Duration::from_secs(interval));
+            super::stats::stats(client, format, &vm, follow).await
         }
         Command::PvmShow { vm } => show(client, format, &vm).await,
         Command::PvmSync { vm, wait } => sync(client, format, &vm, wait).await,
@@ -117,6 +122,23 @@ async fn change_power(client: &Client, arguments: &PowerArgs, desired: DesiredSt
     first_failure
 }
 
+/// With `--wait` until the guest runs there, and says how long that took.
+async fn switch(client: &Client, vm: &str, wait: Wait) -> Result<(), Failure> {
+    let before: VmView = client.get(&path(vm, "")).await?;
+    let start = Instant::now();
+    let done: Done = client.json(Method::POST, &path(vm, "/switch"), None::<&()>, SHORT).await?;
+    super::host::print_notes(&done);
+    if !wait.wait {
+        return Ok(());
+    }
+    wait::soon(client, vm, wait, &format!("the switch of {vm}"), |view| {
+        Ok(view.active.is_some() && view.active != before.active && view.power == PowerState::Running)
+    })
+    .await?;
+    let took = start.elapsed().as_millis();
+    output::print(&format!("it runs there {took} ms after the order, by the first report of it\n"))
+}
+
 /// Whether `--all` means this VM too.
 fn concerns(vm: &VmView, desired: DesiredState) -> bool {
     let off = vm.power == PowerState::Off;
@@ -126,7 +148,7 @@ fn concerns(vm: &VmView, desired: DesiredState) -> bool {
     }
 }
 
-fn level3_state(state: &Level3State) -> String {
+pub fn level3_state(state: &Level3State) -> String {
     match state {
         Level3State::Simplex(why) => format!("simplex: {why}"),
         Level3State::Synchronising => "synchronising: the guest's memory is on its way to the standby".to_owned(),

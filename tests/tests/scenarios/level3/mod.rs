@@ -5,6 +5,7 @@ mod links;
 mod power;
 mod programs;
 mod steps;
+mod switch;
 
 use std::time::Duration;
 
