@@ -102,6 +102,8 @@ fn what_was_dropped_never_leaves() {
         place.hold.free();
         send_numbers(&mut qemu, 20..21).await;
         assert_eq!(place.seen(number).await, 20);
+        // Counted after it was seen.
+        until("the count", || pump.counters().sent_frames > 0).await;
         assert_eq!(pump.counters().sent_frames, 1);
     });
 }
