@@ -19,6 +19,11 @@ pub(crate) const STATE_BYTES_MAX: usize = ev_vm::checkpoint::DEVICE_STATE_BYTES_
 /// Epochs that may wait to be applied: more than can be unconfirmed.
 const EPOCHS_QUEUED_MAX: usize = 64;
 
+/// Most pages of a device state.
+pub(crate) fn state_pages_max() -> u32 {
+    u32::try_from(STATE_BYTES_MAX.div_ceil(PAGE_BYTES)).expect("a device state is short")
+}
+
 /// Why the image can't be brought to the next epoch. It can't be gone on from any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -133,6 +138,17 @@ impl Image {
                 patch.apply(&mut bytes);
                 self.memory.write(page, &bytes)?;
             }
+            Form::Packed(packed) => {
+                let mut bytes: PageBytes = [0; PAGE_BYTES];
+                packed.unpack(&mut bytes)?;
+                self.memory.write(page, &bytes)?;
+            }
+            Form::PackedDifference(packed) => {
+                let mut bytes: PageBytes = [0; PAGE_BYTES];
+                self.memory.read(page, &mut bytes)?;
+                packed.apply_difference(&mut bytes)?;
+                self.memory.write(page, &bytes)?;
+            }
             // A page that was never written takes no memory, and shall not.
             Form::Zero => {
                 if self.memory.next_data(page, PageNumber(page.0.saturating_add(1)))?.is_some() {
@@ -157,8 +173,15 @@ impl Image {
             Form::Zero => page.fill(0),
             Form::Whole(bytes) => *page = *bytes,
             Form::Patch(patch) => patch.apply(page),
+            Form::Packed(packed) => packed.unpack(page)?,
+            Form::PackedDifference(packed) => packed.apply_difference(page)?,
         }
         Ok(())
+    }
+
+    /// Pages of the memory.
+    pub(crate) fn pages(&self) -> u32 {
+        self.memory.blocks().iter().map(|(_, pages)| pages).sum()
     }
 
     /// How long the device state is from now on.

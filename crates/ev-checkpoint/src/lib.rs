@@ -3,7 +3,7 @@
 //! ```text
 //!   active host                                                          standby
 //!   EpochBuffer ─► Shipper: differences against what ══ memory stream ══► Receiver: whole epochs, checked ─► Staged
-//!                  the standby has (Shadow)                                                                  │ decided
+//!                  the standby has (Shadow), packed where that pays                                          │ decided
 //!                                                                                                            ▼
 //!                                                                  Image (memory of the waiting QEMU) ◄── Applier
 //!   ev_core::checkpoint::Primary ◄═════════════ lane: Begin, Clock, Confirm ═════════════► ev_core::checkpoint::Standby
@@ -14,6 +14,7 @@
 mod entry;
 mod image;
 mod lane;
+mod packing;
 mod receive;
 mod shadow;
 mod ship;

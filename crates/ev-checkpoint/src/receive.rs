@@ -10,7 +10,8 @@ use ev_failpoint::{Step, reach};
 use ev_wire::frame::{Frame, FrameError, FrameKind};
 use tokio::sync::mpsc;
 
-use crate::image::{Image, ImageError, lock};
+use crate::entry::{self, BadEntry};
+use crate::image::{Image, ImageError, lock, state_pages_max};
 use crate::stream::{Cut, MemoryStream};
 use crate::wire::{self, End, ReadError};
 
@@ -32,6 +33,8 @@ pub enum ReceiveError {
     Short,
     #[error("the epochs that wait here have over {STAGED_BYTES_MAX} bytes; this host applies them too slowly")]
     TooMuch,
+    #[error(transparent)]
+    Entry(#[from] BadEntry),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("no thread for the memory stream: {0}")]
@@ -62,7 +65,7 @@ impl Staged {
     pub(crate) fn apply(&self, image: &Mutex<Image>) -> Result<(), ImageError> {
         let mut image = lock(image);
         for (kind, body) in &self.bodies {
-            let (_, _, entries) = wire::split_body(body).ok_or(crate::entry::BadEntry)?;
+            let (_, _, entries) = wire::split_body(body).ok_or(BadEntry)?;
             image.apply(*kind, entries)?;
             reach(Step::StandbyApplying);
         }
@@ -118,8 +121,14 @@ impl Receiver {
         notices: mpsc::Sender<StagedNotice>,
     ) -> Result<Self, ReceiveError> {
         let open = Arc::new(Mutex::new(None));
-        let mut reader =
-            Reader { stream, open: Arc::clone(&open), notices, epoch: Arriving::default(), total: Arc::default() };
+        let mut reader = Reader {
+            stream,
+            open: Arc::clone(&open),
+            notices,
+            epoch: Arriving::default(),
+            pages: 0,
+            total: Arc::default(),
+        };
         std::thread::Builder::new()
             .name("receive".to_owned())
             .spawn(move || {
@@ -156,6 +165,8 @@ struct Reader {
     open: Arc<Mutex<Option<Open>>>,
     notices: mpsc::Sender<StagedNotice>,
     epoch: Arriving,
+    /// Of the memory that the session is for.
+    pages: u32,
     total: Arc<AtomicU64>,
 }
 
@@ -183,6 +194,7 @@ impl Reader {
         let open = open.filter(|open| open.session == session).ok_or(ReceiveError::Session { found: session })?;
         if self.epoch.session != Some(session) {
             self.epoch = Arriving { session: Some(session), ..Arriving::default() };
+            self.pages = lock(&open.image).pages();
         }
         let due = self.epoch.last.next();
         if epoch == due { Ok(open) } else { Err(ReceiveError::Epoch { found: epoch, due }) }
@@ -191,6 +203,8 @@ impl Reader {
     fn take(&mut self, frame: Frame) -> Result<(), ReceiveError> {
         let (session, epoch, entries) = wire::split_body(&frame.body).ok_or(ReceiveError::Short)?;
         let open = self.check(session, epoch)?;
+        // Of an epoch that can't be applied as a whole nothing is applied.
+        entry::check(entries, if frame.kind == wire::STATE { state_pages_max() } else { self.pages })?;
         self.epoch.hash.update(&frame.body);
         if epoch == Epoch::FIRST {
             // Nothing of this session could be gone on from yet, so nothing is lost if it does not arrive as a whole.

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
 use ev_core::checkpoint::{Epoch, Session};
 use ev_failpoint::{Step, reach};
@@ -13,12 +14,16 @@ use ev_wire::frame::{Frame, FrameKind};
 use tokio::sync::mpsc;
 
 use crate::entry::{self, ENTRY_BYTES_MAX};
+use crate::image::state_pages_max;
+use crate::packing::{Packer, Packing};
 use crate::shadow::Shadow;
 use crate::stream::{Cut, MemoryStream};
 use crate::wire::{self, BODY_BYTES_USUAL, End};
 
 /// Jobs that may wait: parts of the first epoch, and two unconfirmed epochs.
 const JOBS_MAX: usize = 8;
+/// What sockets take at once, whatever the link carries: only behind that the time of writing tells how fast it is.
+const BUFFERED_BYTES: usize = 8 << 20;
 /// Pages that are read at once while the whole memory is sent.
 const FILL_PAGES: usize = 64;
 
@@ -86,7 +91,7 @@ impl Shipper {
     ) -> io::Result<Self> {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let counters = Arc::new(ShipCounters::default());
-        let sender = Sender::new(session, pages, stream, Arc::clone(&counters));
+        let sender = Sender::new(session, pages, stream, Packing::Measured, Arc::clone(&counters));
         std::thread::Builder::new().name("ship".to_owned()).spawn(move || run(sender, &queue, &notices))?;
         Ok(Self { jobs, counters, _cut: cut })
     }
@@ -122,10 +127,6 @@ impl Shipper {
     }
 }
 
-fn state_pages() -> u32 {
-    u32::try_from(crate::image::STATE_BYTES_MAX / PAGE_BYTES).expect("a device state is short")
-}
-
 fn run(mut sender: Sender, jobs: &Receiver<Job>, notices: &mpsc::Sender<ShipNotice>) {
     let session = sender.session;
     while let Ok(job) = jobs.recv() {
@@ -156,19 +157,30 @@ pub(crate) struct Sender {
     epoch: Epoch,
     hash: blake3::Hasher,
     body: Vec<u8>,
+    packer: Packer,
+    /// Written without a rest.
+    burst_bytes: usize,
     counters: Arc<ShipCounters>,
 }
 
 impl Sender {
-    pub(crate) fn new(session: Session, pages: u32, stream: MemoryStream, counters: Arc<ShipCounters>) -> Self {
+    pub(crate) fn new(
+        session: Session,
+        pages: u32,
+        stream: MemoryStream,
+        packing: Packing,
+        counters: Arc<ShipCounters>,
+    ) -> Self {
         Self {
             session,
             stream,
             memory: Shadow::new(pages),
-            state: Shadow::new(state_pages()),
+            state: Shadow::new(state_pages_max()),
             epoch: Epoch::FIRST,
             hash: blake3::Hasher::new(),
             body: Vec::with_capacity(BODY_BYTES_USUAL + ENTRY_BYTES_MAX),
+            packer: Packer::new(packing),
+            burst_bytes: 0,
             counters,
         }
     }
@@ -225,7 +237,7 @@ impl Sender {
     fn page(&mut self, number: u32, new: &PageBytes) -> io::Result<()> {
         let old = self.memory.page(number).ok_or(io::ErrorKind::InvalidInput)?;
         let before = self.body.len();
-        entry::encode(number, old, new, &mut self.body);
+        entry::encode(number, old, new, &mut self.packer, &mut self.body);
         if self.body.len() == before {
             return Ok(());
         }
@@ -245,7 +257,7 @@ impl Sender {
             let mut page = [0; PAGE_BYTES];
             page[..chunk.len()].copy_from_slice(chunk);
             let old = self.state.page(number).ok_or(io::ErrorKind::InvalidInput)?;
-            entry::encode(number, old, &page, &mut self.body);
+            entry::encode(number, old, &page, &mut self.packer, &mut self.body);
             *old = page;
             if self.body.len() >= BODY_BYTES_USUAL {
                 self.send(wire::STATE)?;
@@ -279,6 +291,7 @@ impl Sender {
         self.stream.flush()?;
         self.hash = blake3::Hasher::new();
         self.epoch = epoch.next();
+        self.burst_bytes = 0;
         Ok(())
     }
 
@@ -296,7 +309,12 @@ impl Sender {
     }
 
     fn write(&mut self, kind: FrameKind, body: &[u8]) -> io::Result<()> {
+        let start = Instant::now();
         wire::write(&mut self.stream, kind, body)?;
+        self.burst_bytes += body.len();
+        if self.burst_bytes > BUFFERED_BYTES {
+            self.packer.written(body.len(), start.elapsed());
+        }
         let bytes = u64::try_from(body.len()).map_err(io::Error::other)?;
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
