@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
 
@@ -101,18 +102,22 @@ impl Qemu {
         Self::at(&root.join("usr/bin/qemu-system-x86_64"), Some(&root.join("usr/share/qemu")))
     }
 
-    /// What it can do. Asked once per process and installation; later calls answer from memory.
+    /// What it can do. Later calls answer from memory for as long as the program's file stays what it is: an upgrade replaces it
+    /// under daemons that run on.
     ///
     /// # Errors
     /// It can't be run, is too old, or lacks something that every guest needs.
     pub async fn probe(&self) -> Result<QemuInfo, ProbeError> {
-        static KNOWN: Mutex<BTreeMap<PathBuf, QemuInfo>> = Mutex::const_new(BTreeMap::new());
+        static KNOWN: Mutex<BTreeMap<PathBuf, (FileStamp, QemuInfo)>> = Mutex::const_new(BTreeMap::new());
         let mut known = KNOWN.lock().await;
-        if let Some(info) = known.get(&self.program) {
+        let stamp = FileStamp::of(&self.program);
+        if let Some((_, info)) = known.get(&self.program).filter(|(at, _)| Some(at) == stamp.as_ref()) {
             return Ok(info.clone());
         }
         let info = self.probe_now().await?;
-        known.insert(self.program.clone(), info.clone());
+        if let Some(stamp) = stamp {
+            known.insert(self.program.clone(), (stamp, info.clone()));
+        }
         Ok(info)
     }
 
@@ -164,6 +169,22 @@ impl Qemu {
     /// Environment that the program needs.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         self.module_dir.iter().map(|dir| ("QEMU_MODULE_DIR", dir.clone().into_os_string())).collect()
+    }
+}
+
+/// What tells a program's file from the one that an upgrade puts in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileStamp {
+    inode: u64,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileStamp {
+    /// `None`: there is no such file, as for a name that is looked up in `PATH`.
+    fn of(program: &Path) -> Option<Self> {
+        let file = std::fs::metadata(program).ok()?;
+        Some(Self { inode: file.ino(), bytes: file.len(), modified: file.modified().ok() })
     }
 }
 
@@ -232,6 +253,31 @@ mod tests {
         assert_eq!(parse_version("QEMU emulator version 10.0.2\n"), version(10, 0, 2));
         assert_eq!(parse_version("QEMU emulator version 11.0"), version(11, 0, 0));
         assert_eq!(parse_version("bash, whatever"), None);
+    }
+
+    /// A program that answers as QEMU does.
+    fn install(program: &Path, version: &str) {
+        let new = program.with_extension("new");
+        let text = format!(
+            "#!/bin/sh\ncase \"$*\" in\n-version) echo 'QEMU emulator version {version}';;\n'-netdev help') echo stream;;\nesac\n"
+        );
+        std::fs::write(&new, text).unwrap();
+        std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(&new, program).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_upgrade_under_a_daemon_that_runs_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let qemu = Qemu::at(&folder.path().join("qemu"), None);
+        for version in ["7.2.22", "10.0.2", "10.0.10"] {
+            install(&qemu.program, version);
+            for _ in 0..2 {
+                assert_eq!(qemu.probe().await.unwrap().version.to_string(), version);
+            }
+        }
+        std::fs::remove_file(&qemu.program).unwrap();
+        assert!(qemu.probe().await.is_err());
     }
 
     #[test]

@@ -52,6 +52,7 @@ async fn a_guest_boots_from_its_disk_stops_goes_on_and_switches_itself_off() {
         spec.start = StartState::Stopped;
         let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
         let qmp = guest.qmp().await.unwrap();
+        assert_eq!(qmp.version().await.unwrap(), qemu.probe().await.unwrap().version);
         assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
         let mut serial = Serial::connect(&folders.paths).await;
         let mut events = qmp.events();

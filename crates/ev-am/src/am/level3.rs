@@ -55,8 +55,8 @@ impl Am {
         let disks = self.disks.handles();
         let machine = self.vm().config.machine.clone();
         let Some(guest) = &mut self.guest else { return };
-        let (qemu, hold, origin) = (self.qemu.clone(), Arc::clone(&guest.hold), guest.origin);
-        let spec = ActiveSpec { guest: up, qemu, disks, hold, machine, origin };
+        let (hold, origin) = (Arc::clone(&guest.hold), guest.origin);
+        let spec = ActiveSpec { guest: up, disks, hold, machine, origin };
         guest.level3 = Some(Active::start(spec, self.outbox.level3.clone()));
         guest.wish = None;
         self.settle_level3();
@@ -181,7 +181,7 @@ impl Am {
     }
 
     pub(super) fn on_epoch(&self, notice: DiskNotice) {
-        if let Some(waiting) = &self.waiting {
+        for waiting in self.waiting.iter().chain(&self.taken_from) {
             waiting.disk(notice);
         }
     }
@@ -204,6 +204,7 @@ impl Am {
             tracing::info!("taking over from the guest's memory");
             reach(Step::TakeoverBegun);
             self.taking_over = Some(waiting.take_over().await);
+            self.taken_from = Some(waiting);
         } else {
             waiting.end().await;
         }
@@ -215,6 +216,7 @@ impl Am {
         if !is_one || self.waiting.is_some() || self.guest.is_some() {
             return;
         }
+        self.taken_from = None;
         let (vm, paths, user) = (self.vm().clone(), self.guest_paths(), self.config.qemu_user.clone());
         let make_spec: MakeSpec = Box::new(move || {
             let mut spec = GuestSpec::of_vm(&vm, paths.clone(), &user);
@@ -262,6 +264,7 @@ impl Am {
     }
 
     pub(super) async fn went_on(&mut self, since: Generation, result: Result<Box<WentOn>, String>) -> Stay {
+        self.taken_from = None;
         let ready = self.ready_nics.take();
         match (result, ready) {
             (Ok(went_on), Some((nics, hold))) => {

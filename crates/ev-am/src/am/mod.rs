@@ -132,6 +132,8 @@ struct Am {
     waiting: Option<Waiting>,
     /// A takeover has begun; what it finds comes here.
     taking_over: Option<oneshot::Receiver<Result<TakenOver, String>>>,
+    /// What was the standby, until it has heard that the disks applied what was decided.
+    taken_from: Option<Waiting>,
     /// NICs that are connected for a guest that is about to go on here.
     ready_nics: Option<(Nics, Arc<OutputHold>)>,
     /// The guest that is about to go on here is to be ended at once.

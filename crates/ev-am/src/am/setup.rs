@@ -120,6 +120,7 @@ impl Am {
             guest: None,
             waiting: None,
             taking_over: None,
+            taken_from: None,
             ready_nics: None,
             end_wanted: None,
             troubles: Troubles::default(),

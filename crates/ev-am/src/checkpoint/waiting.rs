@@ -102,8 +102,8 @@ impl Waiting {
     }
 
     /// Returns when the old active side has no say any more and the disks have been told to apply what was decided: their role may change
-    /// then. The outcome comes later.
-    pub async fn take_over(self) -> oneshot::Receiver<Result<TakenOver, String>> {
+    /// then. The outcome comes later; until then this must hear what the disks tell.
+    pub async fn take_over(&self) -> oneshot::Receiver<Result<TakenOver, String>> {
         let (frozen, heard) = oneshot::channel();
         let (outcome, result) = oneshot::channel();
         if self.orders.send(Order::TakeOver { frozen, outcome }).await.is_ok() {
@@ -239,7 +239,7 @@ impl Driver {
         let deadline = tokio::time::Instant::now() + APPLY_TIME_MAX;
         while self.outcome.is_some() {
             tokio::select! {
-                order = orders.recv() => if let Some(Order::Disk(notice)) = order { self.on_disk(notice) },
+                Some(order) = orders.recv() => if let Order::Disk(notice) = order { self.on_disk(notice) },
                 Some(notice) = self.staged.recv() => self.on_staged(notice),
                 () = tokio::time::sleep_until(deadline) => {
                     self.why = "what was decided was not applied in time".to_owned();
@@ -326,15 +326,13 @@ impl Driver {
     }
 
     async fn fits(&self, qemu: &str, machine: &str) -> Result<GuestSpec, String> {
-        let own = self.spec.qemu.probe().await.map_err(|error| error.to_string())?.version.to_string();
-        if own != qemu {
-            return Err(format!("QEMU is {own} here and {qemu} on the active host: install the same version on both"));
-        }
+        let own = self.spec.qemu.probe().await.map_err(|error| error.to_string())?;
         let spec = (self.spec.make_spec)()?;
-        if spec.machine != machine {
-            return Err(format!("the machine type is {} here and {machine} on the active host", spec.machine));
+        let is_known = own.machines.contains(machine);
+        match misfit((&own.version.to_string(), &spec.machine), (qemu, machine), is_known) {
+            Some(misfit) => Err(misfit),
+            None => Ok(spec),
         }
-        Ok(spec)
     }
 
     fn prepare(&mut self, begun: Begun, spec: GuestSpec) {
@@ -514,6 +512,25 @@ impl Driver {
     }
 }
 
+/// Why QEMU and machine type here can't go on from a checkpoint of theirs there, if so.
+fn misfit(here: (&str, &str), there: (&str, &str), is_known: bool) -> Option<String> {
+    let ((own_qemu, own_machine), (qemu, machine)) = (here, there);
+    if own_qemu != qemu {
+        return Some(format!(
+            "QEMU is {own_qemu} on the standby and {qemu} on the active host: install the same version on both; a guest that \
+             runs takes it up when it is started anew"
+        ));
+    }
+    if own_machine != machine {
+        return Some(format!(
+            "the machine type is {own_machine} on the standby and {machine} on the active host: start the guest anew"
+        ));
+    }
+    (!is_known).then(|| {
+        format!("QEMU {own_qemu} on the standby has no machine type {machine}: install the same package on both hosts")
+    })
+}
+
 /// Starts a QEMU that waits, and clears its memory.
 async fn prepare(qemu: &Qemu, spec: &GuestSpec) -> Result<Prepared, String> {
     let accelerator = qemu.accelerator(&spec.user).await;
@@ -540,5 +557,61 @@ async fn end(guest: &Guest) {
     }
     if tokio::time::timeout(END_TIME_MAX, guest.exited()).await.is_err() {
         tracing::error!(pid = guest.pid(), "a waiting QEMU does not end; end it by hand");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const SESSION: Session = Session(5);
+    const DISK: DiskId = DiskId(uuid::Uuid::from_u128(1));
+
+    /// A standby that has decided its first epoch and has all of it but the disk's part applied.
+    fn waiting() -> Waiting {
+        let make_spec: MakeSpec = Box::new(|| Err("not needed".to_owned()));
+        let spec = WaitingSpec { qemu: Qemu::at(Path::new("/bin/false"), None), make_spec, disks: Vec::new() };
+        let mut driver = Driver::new(spec, mpsc::channel(QUEUE_MAX).0);
+        let (session, disk, epoch) = (SESSION, DISK, Epoch::FIRST);
+        driver.tell(StandbyEvent::Begin { session, disks: [DISK].into() });
+        driver.tell(StandbyEvent::MemoryStaged { session, epoch });
+        driver.tell(StandbyEvent::DiskStaged { session, disk, epoch, flushed: true });
+        driver.tell(StandbyEvent::MemoryApplied { session, epoch });
+        let (orders, queue) = mpsc::channel(QUEUE_MAX);
+        Waiting { orders, _task: tokio::spawn(driver.run(queue)) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_takeover_goes_on_as_soon_as_the_disk_has_applied_what_was_decided() {
+        let start = tokio::time::Instant::now();
+        let waiting = waiting();
+        let outcome = waiting.take_over().await;
+        waiting.disk(DiskNotice::Applied { disk: DISK, session: SESSION, epoch: Epoch::FIRST });
+        // There is no QEMU in this test that could be handed over: the outcome is dropped.
+        assert!(outcome.await.is_err());
+        assert!(start.elapsed() < APPLY_TIME_MAX, "it waited for what had been told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_takeover_ends_without_the_disk_after_a_while() {
+        let waiting = waiting();
+        let outcome = waiting.take_over().await;
+        assert!(outcome.await.is_ok_and(|outcome| outcome.is_err_and(|why| why.contains("not applied in time"))));
+    }
+
+    #[test]
+    fn another_qemu_or_machine_type_is_no_standby_and_both_are_named() {
+        let ours = ("10.0.2", "pc-q35-7.2");
+        assert_eq!(misfit(ours, ours, true), None);
+        for (there, is_known, parts) in [
+            (("10.0.3", "pc-q35-7.2"), true, ["10.0.2 on the standby", "10.0.3 on the active"]),
+            (("10.0.2", "pc-q35-10.0"), true, ["pc-q35-7.2 on the standby", "pc-q35-10.0 on the active"]),
+            (ours, false, ["10.0.2 on the standby", "no machine type pc-q35-7.2"]),
+        ] {
+            let why = misfit(ours, there, is_known).unwrap();
+            assert!(parts.iter().all(|part| why.contains(part)), "{why}");
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) use direct::{Awaited, DirectQmp, READ_TIME};
 use message::Message;
 pub(crate) use message::run_state;
 
+use crate::qemu::Version;
+
 /// How long a command may take unless said otherwise.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(10);
 /// Events that a subscriber may lag behind; it then misses the oldest (`RecvError::Lagged`).
@@ -247,6 +249,20 @@ impl Qmp {
     pub async fn status(&self) -> Result<RunState, QmpError> {
         let answer = self.execute("query-status", Value::Null).await?;
         answer.get("status").and_then(Value::as_str).map(message::run_state).ok_or(QmpError::Protocol)
+    }
+
+    /// Version of the QEMU that runs, which need not be the one that is installed.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn version(&self) -> Result<Version, QmpError> {
+        let answer = self.execute("query-version", Value::Null).await?;
+        let qemu = answer.get("qemu").ok_or(QmpError::Protocol)?;
+        let number = |key: &str| {
+            let number = qemu.get(key).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
+            number.ok_or(QmpError::Protocol)
+        };
+        Ok(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? })
     }
 
     /// Stops the guest's processors. Returns as soon as they are known to stand still, and soon in any case.

@@ -518,9 +518,9 @@ impl Driver {
             return self.failed("a disk is not in service");
         };
         self.work = Some(Work::new(session, disks));
-        let (guest, qemu, inner) = (self.spec.guest.clone(), self.spec.qemu.clone(), self.inner.clone());
+        let (guest, inner) = (self.spec.guest.clone(), self.inner.clone());
         tokio::spawn(async move {
-            let done = work::start(guest, qemu).await;
+            let done = work::start(guest).await;
             let _ = inner.send(Inner::Done(session, done)).await;
         });
     }

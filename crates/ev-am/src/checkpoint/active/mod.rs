@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use ev_core::checkpoint::{Proposal, Standing};
 use ev_core::report::{Level3Report, Level3State};
 use ev_net::OutputHold;
-use ev_vm::{Guest, Qemu};
+use ev_vm::Guest;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -25,7 +25,6 @@ pub struct ActiveSpec {
     pub disks: DiskHandles,
     pub hold: Arc<OutputHold>,
     pub machine: String,
-    pub qemu: Qemu,
     pub origin: Origin,
 }
 

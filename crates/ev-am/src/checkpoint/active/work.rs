@@ -10,9 +10,9 @@ use ev_core::ids::DiskId;
 use ev_failpoint::{Step, reach};
 use ev_mirror::Disk;
 use ev_net::OutputHold;
+use ev_vm::Guest;
 use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer};
 use ev_vm::ram::PassReport;
-use ev_vm::{Guest, Qemu};
 
 /// Threads that copy pages in the pause.
 const COPYING_THREADS: usize = 2;
@@ -57,7 +57,7 @@ pub enum Pending {
 pub struct Started {
     pub capture: Capture,
     pub buffers: Vec<EpochBuffer>,
-    /// Version of this host's QEMU.
+    /// Version of the guest's QEMU, whatever is installed by now.
     pub version: String,
 }
 
@@ -135,9 +135,10 @@ fn mark(disks: &[(DiskId, Arc<Disk>)], session: Session, epoch: Epoch) -> io::Re
 }
 
 /// Begins to note what the guest writes.
-pub async fn start(guest: Guest, qemu: Qemu) -> Done {
+pub async fn start(guest: Guest) -> Done {
     let begun = async {
-        let version = qemu.probe().await.map_err(|error| error.to_string())?.version.to_string();
+        let version = async { guest.qmp().await?.version().await };
+        let version = version.await.map_err(|error| error.to_string())?.to_string();
         let prepared = tokio::task::spawn_blocking(move || prepare(&guest)).await.map_err(|error| error.to_string())?;
         let (capture, buffers) = prepared.map_err(|error| error.to_string())?;
         Ok(Started { capture, buffers, version })
