@@ -31,6 +31,8 @@ impl FrameKind {
     pub const PING: Self = Self(3);
     /// Empty.
     pub const PONG: Self = Self(4);
+    /// Of no meaning, read and dropped: what the speed of a link is measured with.
+    pub const FILLER: Self = Self(5);
     /// [`crate::am::AmCall`].
     pub const AM_CALL: Self = Self(16);
     /// [`crate::am::AmAnswer`].

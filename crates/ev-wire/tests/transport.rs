@@ -11,7 +11,7 @@ use ev_wire::identity::{
 };
 use ev_wire::peer::{PeerCall, PeerRequest, PeerResponse};
 use ev_wire::stream::write_frame;
-use ev_wire::transport::{BoxFuture, CallError, PeerClient, PeerHandler, PeerServer};
+use ev_wire::transport::{BoxFuture, CallError, PeerClient, PeerHandler, PeerServer, SpeedError, measure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -221,4 +221,17 @@ async fn a_server_that_answers_rubbish_breaks_the_call() {
     let error = client.call(address, None, PeerRequest::Standing, PATIENCE).await.unwrap_err();
     assert_eq!(error, CallError::Broken { address });
     rubbish.abort();
+}
+
+#[tokio::test]
+async fn a_links_speed_is_measured_with_the_member_that_was_meant() {
+    let setting = Setting::new().await;
+    let config = || identity(&setting.authority, 2).client_config();
+    let throughput = measure(config(), pool(), MemberId(1), setting.address).await.unwrap();
+    assert!(throughput.bytes > 0, "{throughput:?}");
+    let other = measure(config(), pool(), MemberId(3), setting.address).await;
+    assert!(matches!(other, Err(SpeedError::WrongMember { found: MemberId(1), .. })), "{other:?}");
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nobody = measure(config(), pool(), MemberId(1), closed).await;
+    assert!(matches!(nobody, Err(SpeedError::Connect { .. })), "{nobody:?}");
 }

@@ -66,6 +66,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_administrator));
     let between_hosts = Router::new()
         .route("/v1/local/status", get(hosts::status))
+        .route("/v1/local/link-speed/{host}", get(hosts::link_speed))
         .route("/v1/local/adopt", post(images::adopt_here))
         .route("/v1/local/images/{id}", get(images::get_here).put(images::put_here))
         .route("/v1/local/vms/{vm}/console", get(console::console_here))

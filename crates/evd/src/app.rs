@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use ev_api::{ApiError, ErrorCode};
 use ev_core::pool::MemoryTracking;
-use ev_vm::{Accelerator, Qemu, QemuInfo, ram};
+use ev_vm::{Accelerator, Qemu, QemuInfo, Version, ram};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -25,7 +25,8 @@ pub struct App {
     pub papers: PapersFolder,
     pub qemu: Qemu,
     member: watch::Sender<Option<Arc<Member>>>,
-    memory_tracking: tokio::sync::OnceCell<MemoryTracking>,
+    /// What came of the last trial, and of which QEMU.
+    memory_tracking: tokio::sync::Mutex<Option<(Version, MemoryTracking)>>,
     /// Held while the membership changes: create, join and leave come one at a time.
     pub changing: tokio::sync::Mutex<()>,
 }
@@ -47,7 +48,7 @@ impl App {
             papers: PapersFolder::new(&config.state_dir),
             qemu: Qemu::at(&config.qemu, config.qemu_data_dir.as_deref()),
             member: watch::Sender::new(None),
-            memory_tracking: tokio::sync::OnceCell::new(),
+            memory_tracking: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
             config,
         }))
@@ -85,21 +86,23 @@ impl App {
         Ok((info, self.qemu.accelerator(&self.config.qemu_user).await))
     }
 
-    /// Whether level 3 can follow guests' memory here, tried with a guest once per process.
-    pub async fn memory_tracking(&self, accelerator: &Accelerator) -> MemoryTracking {
-        let try_it = async || {
-            let folder = self.config.run_dir.join("trial");
-            let library = ram::find_library();
-            let user = &self.config.qemu_user;
-            match ram::try_tracking(&self.qemu, accelerator, user, &folder, library.as_deref()).await {
-                Ok(()) => MemoryTracking::Works,
-                Err(error) => {
-                    tracing::warn!(%error, "guests cannot be protected at level 3 on this host");
-                    MemoryTracking::Fails(error.to_string())
-                }
+    /// Whether level 3 can follow guests' memory here, tried with a guest once per process and version of QEMU.
+    pub async fn memory_tracking(&self, qemu: Version, accelerator: &Accelerator) -> MemoryTracking {
+        let mut known = self.memory_tracking.lock().await;
+        if let Some((_, tracking)) = known.as_ref().filter(|(of, _)| *of == qemu) {
+            return tracking.clone();
+        }
+        let folder = self.config.run_dir.join("trial");
+        let (library, user) = (ram::find_library(), &self.config.qemu_user);
+        let tracking = match ram::try_tracking(&self.qemu, accelerator, user, &folder, library.as_deref()).await {
+            Ok(()) => MemoryTracking::Works,
+            Err(error) => {
+                tracing::warn!(%error, "guests cannot be protected at level 3 on this host");
+                MemoryTracking::Fails(error.to_string())
             }
         };
-        self.memory_tracking.get_or_init(try_it).await.clone()
+        *known = Some((qemu, tracking.clone()));
+        tracking
     }
 
     /// The AM's program: as configured, or beside this one.

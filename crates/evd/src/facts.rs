@@ -24,6 +24,17 @@ impl Machine {
     }
 }
 
+/// Memory that could be had now without taking it from a process, as the kernel estimates it.
+#[must_use]
+pub fn available_mib() -> Option<u64> {
+    mebibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+fn mebibytes(meminfo: &str, key: &str) -> Option<u64> {
+    let text = meminfo.lines().find_map(|line| value(line, key))?;
+    text.trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.strip_prefix(key)?.trim_start().strip_prefix(':').map(str::trim)
 }
@@ -31,17 +42,12 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 fn parse(cpuinfo: &str, meminfo: &str) -> Machine {
     let first = |key| cpuinfo.lines().find_map(|line| value(line, key)).unwrap_or_default();
     let cpus = cpuinfo.lines().filter(|line| value(line, "processor").is_some()).count();
-    let memory_kib = meminfo
-        .lines()
-        .find_map(|line| value(line, "MemTotal"))
-        .and_then(|text| text.trim_end_matches("kB").trim().parse::<u64>().ok())
-        .unwrap_or_default();
     Machine {
         cpu_vendor: first("vendor_id").to_owned(),
         cpu_name: first("model name").to_owned(),
         cpu_features: first("flags").split_whitespace().map(str::to_owned).collect(),
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        memory_mib: memory_kib / 1024,
+        memory_mib: mebibytes(meminfo, "MemTotal").unwrap_or_default(),
     }
 }
 
@@ -56,6 +62,8 @@ mod tests {
         let machine = parse(cpuinfo, "MemTotal:       2048 kB\nMemFree: 1 kB\n");
         assert_eq!(machine.cpus, 2);
         assert_eq!(machine.memory_mib, 2);
+        assert_eq!(mebibytes("MemTotal: 9 kB\nMemAvailable:    4100 kB\n", "MemAvailable"), Some(4));
+        assert_eq!(mebibytes("MemTotal: 9 kB\n", "MemAvailable"), None);
         assert_eq!(machine.cpu_name, "A CPU");
         assert_eq!(machine.cpu_features, ["fpu".to_owned(), "sse2".to_owned()].into());
     }

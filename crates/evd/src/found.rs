@@ -61,12 +61,13 @@ pub async fn own_record(app: &App, id: MemberId, uuid: Uuid) -> Result<PoolMembe
         private: config.private_addresses.clone(),
         cpu: CpuFacts {
             model: app.machine.cpu_name.clone(),
+            vendor: app.machine.cpu_vendor.clone(),
             flags: app.machine.cpu_features.clone(),
             accelerator: accelerator.name().to_owned(),
         },
         qemu_version: qemu.version.to_string(),
         machines: qemu.machines.into_iter().filter(|machine| machine.starts_with("pc-q35-")).collect(),
-        memory_tracking: app.memory_tracking(&accelerator).await,
+        memory_tracking: app.memory_tracking(qemu.version, &accelerator).await,
     })
 }
 

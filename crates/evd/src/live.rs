@@ -22,6 +22,9 @@ const STATUS_FRESH: Duration = Duration::from_secs(6);
 pub struct HostStatus {
     pub cpus: u32,
     pub memory_mib: u64,
+    /// Memory that could be had without taking it from a process.
+    #[serde(default)]
+    pub available_mib: Option<u64>,
     /// In words; with TCG the reason.
     pub accelerator: String,
     /// Free where replicas are kept.

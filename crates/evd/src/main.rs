@@ -13,6 +13,7 @@ mod identity;
 mod images;
 mod join;
 mod library;
+mod link_speed;
 mod live;
 mod local;
 mod master;

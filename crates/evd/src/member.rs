@@ -23,7 +23,7 @@ use crate::identity::MemberFile;
 use crate::library::Library;
 use crate::live::Live;
 use crate::master::{self, MasterHandle};
-use crate::{api, clock, http, local, peer, status};
+use crate::{api, clock, http, local, peer, status, upkeep};
 
 /// How long a change of the pool state may take, an election included.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(8);
@@ -94,6 +94,7 @@ impl Member {
         tasks.spawn(follow_targets(Arc::clone(&member), targets));
         tasks.spawn(status::watch_hosts(Arc::clone(app), Arc::clone(&member)));
         tasks.spawn(reconcile_membership(Arc::clone(&member)));
+        tasks.spawn(upkeep::tell_changes(Arc::clone(app), Arc::clone(&member)));
         tasks.spawn(local::run(Arc::clone(app), Arc::clone(&member)));
         let mut running = member.running();
         running.heart = heart;

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::live::{Heard, HostStatus};
 use crate::member::Member;
-use crate::{clock, proxy};
+use crate::{clock, facts, proxy};
 
 /// How often the master asks each host.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -34,6 +34,7 @@ pub async fn here(app: &App, member: &Member) -> HostStatus {
     HostStatus {
         cpus: app.machine.cpus,
         memory_mib: app.machine.memory_mib,
+        available_mib: facts::available_mib(),
         accelerator,
         free_bytes: free_bytes(&app.config.state_dir.join("vms")).or_else(|| free_bytes(&app.config.state_dir)),
         heard: heard.collect(),

@@ -14,6 +14,8 @@ use crate::member::Member;
 
 /// How often the membership is looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether this host is still what the pool knows of it. Nothing is run for that while QEMU's file is the same.
+const FACTS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Takes up the membership that lies on disk, if there is one.
 ///
@@ -35,7 +37,7 @@ pub async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finishes a join that was interrupted, then tells the pool what has changed on this host.
+/// Finishes a join that was interrupted.
 async fn settle(app: Arc<App>, member: Arc<Member>, file: MemberFile) {
     if file.phase == Phase::Joining {
         while let Err(error) = join::arrive(&app, &member, &file).await {
@@ -43,21 +45,34 @@ async fn settle(app: Arc<App>, member: Arc<Member>, file: MemberFile) {
             tokio::time::sleep(INTERVAL).await;
         }
     }
+}
+
+/// Tells the pool whenever this host is not what the pool state says, such as after an upgrade of QEMU.
+pub async fn tell_changes(app: Arc<App>, member: Arc<Member>) {
     let mut states = member.states();
-    let Ok(known) = states.wait_for(|state| state.members.contains_key(&member.host)).await.map(|state| state.clone())
-    else {
-        return;
-    };
-    let Some(record) = known.members.get(&member.host) else { return };
-    match own_record(&app, record.id, record.uuid).await {
-        Ok(own) if own == *record => {}
-        Ok(own) => {
-            tracing::info!("this host has changed: telling the pool");
-            if let Err(error) = member.propose(Command::MemberUpdate { member: Box::new(own) }).await {
-                tracing::warn!(%error, "the pool does not know yet what has changed on this host");
+    let mut trouble = String::new();
+    loop {
+        let Ok(known) =
+            states.wait_for(|state| state.members.contains_key(&member.host)).await.map(|state| state.clone())
+        else {
+            return;
+        };
+        let Some(record) = known.members.get(&member.host) else { return };
+        match own_record(&app, record.id, record.uuid).await {
+            Ok(own) if own == *record => trouble.clear(),
+            Ok(own) => {
+                tracing::info!("this host has changed: telling the pool");
+                if let Err(error) = member.propose(Command::MemberUpdate { member: Box::new(own) }).await {
+                    tracing::warn!(%error, "the pool does not know yet what has changed on this host");
+                }
             }
+            Err(error) if error.message != trouble => {
+                tracing::error!(%error, "guests cannot run here");
+                trouble = error.message;
+            }
+            Err(_) => {}
         }
-        Err(error) => tracing::error!(%error, "guests cannot run here"),
+        tokio::time::sleep(FACTS_INTERVAL).await;
     }
 }
 

@@ -42,7 +42,12 @@ pub(crate) fn member(number: u64, kind: MemberKind) -> Member {
         heartbeat_port: 7401,
         link_port_base: 7500,
         private: Vec::new(),
-        cpu: CpuFacts { model: "some processor".to_owned(), flags: BTreeSet::new(), accelerator: "kvm".to_owned() },
+        cpu: CpuFacts {
+            model: "some processor".to_owned(),
+            vendor: "GenuineIntel".to_owned(),
+            flags: BTreeSet::new(),
+            accelerator: "kvm".to_owned(),
+        },
         qemu_version: "7.2.0".to_owned(),
         machines: vec!["pc-q35-7.2".to_owned()],
         memory_tracking: MemoryTracking::Works,

@@ -109,6 +109,9 @@ pub enum MemoryTracking {
 pub struct CpuFacts {
     /// Name that the processor gives itself.
     pub model: String,
+    /// Its maker, in the processor's own words (`GenuineIntel`); empty: not told.
+    #[serde(default)]
+    pub vendor: String,
     /// Feature flags in the kernel's words.
     pub flags: BTreeSet<String>,
     /// Accelerator that guests will run with: `kvm` or `tcg`.

@@ -2,12 +2,14 @@
 
 mod client;
 mod server;
+mod speed;
 
 use std::pin::Pin;
 use std::time::Duration;
 
 pub use client::{CallError, PeerClient};
 pub use server::{Door, Doors, PeerHandler, PeerServer, ServerStream, StreamHandler};
+pub use speed::{SpeedError, Throughput, measure};
 
 /// A future in a box, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -202,6 +202,7 @@ async fn read_calls(
                     return Ok(());
                 }
             }
+            FrameKind::FILLER => {}
             FrameKind::PEER_CALL => {
                 let call: PeerCall = frame.message(FrameKind::PEER_CALL).map_err(ReadError::from)?;
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };

@@ -9,6 +9,7 @@ use ev_api::host::{HostRemove, HostState, HostView, PathView};
 use ev_api::pool::QuorumAdd;
 use ev_api::vm::Done;
 use ev_api::{ApiError, ErrorCode, VersionView};
+use ev_core::candidacy::LinkSpeed;
 use ev_core::ids::{HostId, MemberId};
 use ev_core::pool::{Command, CpuFacts, Member as PoolMember, MemberKind, MemoryTracking, Outcome, PoolState};
 use ev_pool::quorum::{self, Enlistment};
@@ -20,7 +21,7 @@ use super::resolve;
 use crate::app::App;
 use crate::live::HostStatus;
 use crate::member::Member;
-use crate::{heartbeats, status, view};
+use crate::{heartbeats, link_speed, status, view};
 
 pub async fn version(State(app): State<Arc<App>>) -> Json<VersionView> {
     Json(VersionView {
@@ -85,6 +86,11 @@ fn paths(state: &PoolState, host: HostId, said: &HostStatus) -> Vec<PathView> {
         }
     }
     views
+}
+
+/// From this host to another one, for the pool master.
+pub async fn link_speed(State(app): State<Arc<App>>, Path(host): Path<u64>) -> Answer<LinkSpeed> {
+    Ok(Json(link_speed::here(&*app.member()?, MemberId(host)).await?))
 }
 
 /// How long a removed host has to learn of it before it is forgotten.

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use ev_api::vm::{CandidacyView, Done, Protect};
 use ev_api::{ApiError, ErrorCode};
-use ev_core::candidacy::{Question, limitations, obstacles};
+use ev_core::candidacy::{LinkVerdict, Obstacle, Question, limitations, link_verdict, obstacles};
 use ev_core::ids::HostId;
 use ev_core::pool::{Command, Member as PoolMember, PoolState};
 use ev_core::vm::{Level, Vm};
@@ -15,13 +15,9 @@ use ev_core::vm::{Level, Vm};
 use super::answer::{Answer, Body, refuse};
 use super::resolve;
 use crate::app::App;
+use crate::link_speed;
 use crate::member::Member;
 
-/// Processor model that every x86-64 processor can show.
-const MODEL_PLAIN: &str = "qemu64";
-/// Processor model of x86-64-v2, and the flags (in the kernel's words) that a host needs to show it.
-const MODEL_V2: &str = "Nehalem";
-const FLAGS_V2: [&str; 6] = ["cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"];
 const MACHINE_PREFIX: &str = "pc-q35-";
 
 /// The online host with the fewest VMs.
@@ -66,14 +62,6 @@ pub fn machine(state: &PoolState, home: &PoolMember) -> Result<String, ApiError>
     Ok(format!("{MACHINE_PREFIX}{}.{}", newest.0, newest.1))
 }
 
-/// The best processor model that all hosts can show.
-#[must_use]
-pub fn cpu_model(state: &PoolState) -> String {
-    let has_v2 =
-        |host: &PoolMember| host.cpu.accelerator == "tcg" || FLAGS_V2.iter().all(|flag| host.cpu.flags.contains(*flag));
-    if state.hosts().all(has_v2) { MODEL_V2 } else { MODEL_PLAIN }.to_owned()
-}
-
 fn level(number: u8) -> Result<Level, ApiError> {
     match number {
         0 => Ok(Level::Unprotected),
@@ -89,12 +77,17 @@ pub async fn candidacy(State(app): State<Arc<App>>, Path(vm): Path<String>) -> A
     let member = app.member()?;
     let state = member.state();
     let vm = resolve::vm(&state, &vm)?;
-    Ok(Json([1, 2, 3].into_iter().map(|level| candidacy_at(&member, &state, vm, level)).collect::<Result<_, _>>()?))
+    let mut views = Vec::new();
+    for number in [1, 2, 3] {
+        views.push(candidacy_at(&member, &state, vm, number).await?);
+    }
+    Ok(Json(views))
 }
 
 /// What stands against protecting `vm` with `partner`.
 fn against(member: &Member, state: &PoolState, vm: &Vm, level: Level, partner: &PoolMember) -> Vec<String> {
     let status = member.live.status_of(partner.id);
+    let home = stays(vm).and_then(|home| member.live.status_of(home));
     let question = Question {
         vm,
         level,
@@ -102,6 +95,8 @@ fn against(member: &Member, state: &PoolState, vm: &Vm, level: Level, partner: &
         partner_alive: member.is_online(partner.id),
         partner_free_bytes: status.as_ref().and_then(|status| status.free_bytes),
         partner_memory_mib: status.as_ref().map(|status| status.memory_mib),
+        home_available_mib: home.and_then(|status| status.available_mib),
+        partner_available_mib: status.and_then(|status| status.available_mib),
     };
     obstacles(&question, state).iter().map(ToString::to_string).collect()
 }
@@ -111,24 +106,48 @@ fn stays(vm: &Vm) -> Option<HostId> {
     vm.authority.active.or_else(|| vm.hosts.first().copied())
 }
 
-fn candidacy_at(member: &Member, state: &PoolState, vm: &Vm, number: u8) -> Result<CandidacyView, ApiError> {
+async fn candidacy_at(member: &Member, state: &PoolState, vm: &Vm, number: u8) -> Result<CandidacyView, ApiError> {
     let level = level(number)?;
     let stays = stays(vm);
     let mut reasons = Vec::new();
-    let mut candidate = false;
     let partners: Vec<&PoolMember> = state.hosts().filter(|host| Some(host.id) != stays).collect();
     if partners.is_empty() {
         reasons.push("the pool has one host: a second one must join (ev host-token)".to_owned());
     }
     for partner in partners {
-        let found = against(member, state, vm, level, partner);
-        candidate |= found.is_empty();
+        let mut found = against(member, state, vm, level, partner);
+        if found.is_empty() {
+            match link(member, state, vm, level, partner).await {
+                Ok(notes) => {
+                    let reasons = worth_knowing(state, level).into_iter().chain(notes).collect();
+                    return Ok(CandidacyView { level: number, candidate: true, reasons });
+                }
+                Err(obstacle) => found.push(obstacle.to_string()),
+            }
+        }
         reasons.extend(found);
     }
-    if candidate {
-        reasons = worth_knowing(state, level);
+    Ok(CandidacyView { level: number, candidate: false, reasons })
+}
+
+/// What is to be said of the link to a partner that nothing else stands against: level 3 tries it.
+async fn link(
+    member: &Member,
+    state: &PoolState,
+    vm: &Vm,
+    level: Level,
+    partner: &PoolMember,
+) -> Result<Option<String>, Obstacle> {
+    let home = stays(vm).and_then(|home| state.members.get(&home)).filter(|_| level == Level::System);
+    let Some(home) = home else { return Ok(None) };
+    match link_speed::between(member, home, partner).await {
+        Ok(speed) => match link_verdict(home, partner, speed) {
+            LinkVerdict::Fast => Ok(None),
+            LinkVerdict::Slow(note) => Ok(Some(note)),
+            LinkVerdict::TooSlow(obstacle) => Err(obstacle),
+        },
+        Err(error) => Ok(Some(format!("the link from {} to {} could not be tried: {error}", home.name, partner.name))),
     }
-    Ok(CandidacyView { level: number, candidate, reasons })
 }
 
 /// What is no obstacle and yet a person should know before protecting a VM.
@@ -167,8 +186,16 @@ pub async fn protect(
     let stays = stays(vm);
     let is_new = |host: &PoolMember| !vm.hosts.contains(&host.id) || level == Level::System;
     let partners = state.hosts().filter(|host| hosts.contains(&host.id) && Some(host.id) != stays);
+    let mut of_links = Vec::new();
     for partner in partners.filter(|host| is_new(host)) {
-        if let Some(obstacle) = against(&member, &state, vm, level, partner).first() {
+        let mut obstacle = against(&member, &state, vm, level, partner).into_iter().next();
+        if obstacle.is_none() {
+            match link(&member, &state, vm, level, partner).await {
+                Ok(note) => of_links.extend(note),
+                Err(too_slow) => obstacle = Some(too_slow.to_string()),
+            }
+        }
+        if let Some(obstacle) = obstacle {
             return refuse(
                 ErrorCode::Refused,
                 format!("{} cannot be protected with host {}: {obstacle}", vm.name, partner.name),
@@ -177,7 +204,8 @@ pub async fn protect(
         }
     }
     member.propose(Command::VmPlace { id: vm.id, level, hosts }).await?;
-    let notes = if level == Level::Unprotected { Vec::new() } else { worth_knowing(&state, level) };
+    let mut notes = if level == Level::Unprotected { Vec::new() } else { worth_knowing(&state, level) };
+    notes.extend(of_links);
     Ok(Json(Done { notes }))
 }
 

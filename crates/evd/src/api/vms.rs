@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use ev_api::library::LibraryView;
 use ev_api::vm::{BootSpec, DesiredChange, DesiredState, DiskSpec, DiskView, Done, NicSpec, VmCreate, VmView};
 use ev_api::{ApiError, ErrorCode};
+use ev_core::candidacy::common_model;
 use ev_core::ids::{DiskId, Generation, HostId, MacAddress, VmId};
 use ev_core::pool::{Command, Member as PoolMember, PoolState};
 use ev_core::report::ReplicaState;
@@ -117,7 +118,7 @@ fn config(member: &Member, state: &PoolState, home: &PoolMember, request: &VmCre
         memory_mib: request.memory_mib,
         firmware: if request.uefi { Firmware::Uefi } else { Firmware::Bios },
         machine: placement::machine(state, home)?,
-        cpu_model: placement::cpu_model(state),
+        cpu_model: common_model(state).to_owned(),
         boot: boot(member, &request.boot)?,
         disks: request.disks.iter().map(disk).collect(),
         nics: nics(state, &request.nics)?,

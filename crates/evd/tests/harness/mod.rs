@@ -18,6 +18,7 @@ pub struct Host {
     pub name: String,
     pub address: IpAddr,
     folder: tempfile::TempDir,
+    program: PathBuf,
     daemon: Option<Child>,
 }
 
@@ -30,11 +31,16 @@ fn address(number: u8) -> IpAddr {
 impl Host {
     /// Starts a daemon with nothing on its disk. Its AMs are `true`: nothing runs.
     pub fn start(number: u8) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut host = Self { name: format!("host{number}"), address: address(number), folder, daemon: None };
+        Self::start_as(number, Path::new(env!("CARGO_BIN_EXE_evd")), "")
+    }
+
+    /// Starts this program, with more in its configuration.
+    pub fn start_as(number: u8, program: &Path, more: &str) -> Self {
+        let (name, program, folder) = (format!("host{number}"), program.to_owned(), tempfile::tempdir().unwrap());
+        let mut host = Self { name, address: address(number), folder, program, daemon: None };
         let config = format!(
             "name = '{}'\nmanagement_address = '{}'\nstate_dir = '{}'\nrun_dir = '{}'\nqemu_user = 'nobody'\n\
-             am_program = '/bin/true'\n",
+             am_program = '/bin/true'\n{more}",
             host.name,
             host.address,
             host.state().display(),
@@ -66,7 +72,7 @@ impl Host {
         self.kill();
         let _ = std::fs::remove_file(self.socket());
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_evd"));
+        let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.folder.path().join("evd.toml")).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         self.daemon = Some(command.spawn().unwrap());

@@ -1,10 +1,14 @@
 //! Whether a VM can be protected at a level, and if not, why not: asked before anything is changed. Also, how the
 //! processors of two hosts differ.
 
+#[cfg(test)]
+mod tests;
+
 use crate::authority::Power;
 use crate::ids::HostId;
 use crate::pool::{CpuFacts, Member, MemoryTracking, PoolState};
 use crate::vm::{Level, Vm};
+use serde::{Deserialize, Serialize};
 
 /// What is asked: may this VM be protected at this level with this other host?
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +22,9 @@ pub struct Question<'a> {
     pub partner_free_bytes: Option<u64>,
     /// The partner's memory, if it has told.
     pub partner_memory_mib: Option<u64>,
+    /// Memory that could be had now: on the host that the VM lives on, and on the partner, if they have told.
+    pub home_available_mib: Option<u64>,
+    pub partner_available_mib: Option<u64>,
 }
 
 /// One reason against it, with what to do.
@@ -51,6 +58,18 @@ pub enum Obstacle {
         "{host} has {memory_mib} MiB of memory, and {needed_mib} are needed there with this VM's, which is held at all times: take VMs off it, or add memory"
     )]
     NoMemory { host: String, memory_mib: u64, needed_mib: u64 },
+    #[error(
+        "{host} has {available_mib} MiB of memory that is not in use, and {needed_mib} are needed there for {purpose}: end something there, or add memory"
+    )]
+    NoMemoryFree { host: String, available_mib: u64, needed_mib: u64, purpose: &'static str },
+    #[error(
+        "the processor of {host} lacks {missing} of the VM's processor model {model}: create the VM anew, it then gets a model that all hosts have"
+    )]
+    ModelMissing { host: String, missing: String, model: String },
+    #[error(
+        "the processor of {host} is of {theirs} and that of the VM's host of {ours}: a guest can't go on from its memory with another maker's, so choose a host with the same"
+    )]
+    OtherMaker { host: String, theirs: String, ours: String },
     #[error("on {host} a guest's memory can't be followed: {why}")]
     NoMemoryTracking { host: String, why: String },
     #[error(
@@ -61,10 +80,54 @@ pub enum Obstacle {
         "the VM's processor model {0} has state that can't be carried to another host: create the VM with a named model without it"
     )]
     ImmovableProcessorModel(String),
+    #[error(
+        "the link from {from} to {to} ({}) carried {} Mbit/s when it was tried, and level 3 needs {LINK_MIN_MBIT_PER_S} at the least: look at its cables, ports and load",
+        .speed.network, .speed.mbit_per_s
+    )]
+    LinkTooSlow { from: String, to: String, speed: LinkSpeed },
     #[error("network {network} is not a network of this pool any more: add it (ev network-add)")]
     NetworkMissing { network: String },
     #[error("no host holds a good replica of every disk: bring the host with the good replica back first")]
     NoGoodReplica,
+}
+
+/// A link that carries less is too slow for checkpoints: 12 MB of a guest's memory a second.
+pub const LINK_MIN_MBIT_PER_S: u64 = 100;
+/// One that carries less is said to be slow. A link of 1 Gbit/s carries 940 and, with something else on it, somewhat less.
+pub const LINK_FAST_MBIT_PER_S: u64 = 800;
+
+/// What a link carried when it was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkSpeed {
+    /// Name of the network.
+    pub network: String,
+    pub mbit_per_s: u64,
+}
+
+/// What a link's speed means for level 3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkVerdict {
+    Fast,
+    /// What a person should know.
+    Slow(String),
+    TooSlow(Obstacle),
+}
+
+/// Whether checkpoints find room on a link.
+#[must_use]
+pub fn link_verdict(from: &Member, to: &Member, speed: LinkSpeed) -> LinkVerdict {
+    let (from, to) = (&from.name, &to.name);
+    match speed.mbit_per_s {
+        ..LINK_MIN_MBIT_PER_S => {
+            LinkVerdict::TooSlow(Obstacle::LinkTooSlow { from: from.clone(), to: to.clone(), speed })
+        }
+        LINK_MIN_MBIT_PER_S..LINK_FAST_MBIT_PER_S => LinkVerdict::Slow(format!(
+            "the link from {from} to {to} ({}) carried {} Mbit/s when it was tried: a guest that changes more memory than that is \
+             not protected while it does; give the pool a private link of 1 Gbit/s or more",
+            speed.network, speed.mbit_per_s
+        )),
+        LINK_FAST_MBIT_PER_S.. => LinkVerdict::Fast,
+    }
 }
 
 /// Most flags named in a message; more are counted.
@@ -103,9 +166,8 @@ pub fn obstacles(question: &Question<'_>, state: &PoolState) -> Vec<Obstacle> {
             found.extend(memory_obstacles(vm, home, partner));
         }
     }
-    let needed_mib = memory_taken_mib(vm, partner.id, state) + u64::from(vm.config.memory_mib);
-    if let Some(memory_mib) = question.partner_memory_mib.filter(|has| level == Level::System && *has < needed_mib) {
-        found.push(Obstacle::NoMemory { host: partner.name.clone(), memory_mib, needed_mib });
+    if level == Level::System {
+        found.extend(room_obstacles(question, home, state));
     }
     for nic in vm.config.nics.iter().filter(|nic| !state.networks.contains_key(&nic.network)) {
         found.push(Obstacle::NetworkMissing { network: nic.network.to_string() });
@@ -145,6 +207,35 @@ fn processor_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle
     found
 }
 
+/// Whether the guest's memory finds room on both hosts.
+fn room_obstacles(question: &Question<'_>, home: Option<&Member>, state: &PoolState) -> Vec<Obstacle> {
+    let Question { vm, partner, .. } = *question;
+    let mut found = Vec::new();
+    let guest_mib = u64::from(vm.config.memory_mib);
+    let needed_mib = memory_taken_mib(vm, partner.id, state) + guest_mib;
+    if let Some(memory_mib) = question.partner_memory_mib.filter(|has| *has < needed_mib) {
+        found.push(Obstacle::NoMemory { host: partner.name.clone(), memory_mib, needed_mib });
+    }
+    // What it has there already is in use by the VM itself.
+    if vm.level == Level::System && vm.hosts.contains(&partner.id) {
+        return found;
+    }
+    let mut needs = |host: &Member, available: Option<u64>, needed_mib, purpose| {
+        if let Some(available_mib) = available.filter(|available| *available < needed_mib) {
+            found.push(Obstacle::NoMemoryFree { host: host.name.clone(), available_mib, needed_mib, purpose });
+        }
+    };
+    needs(partner, question.partner_available_mib, guest_mib, "the guest's memory");
+    if let Some(home) = home {
+        let (needed_mib, purpose) = match vm.authority.power {
+            Power::On { .. } => (guest_mib, "what the other host has of the guest's memory"),
+            Power::Off => (2 * guest_mib, "the guest's memory and what the other host has of it"),
+        };
+        needs(home, question.home_available_mib, needed_mib, purpose);
+    }
+    found
+}
+
 /// What keeps a guest from going on from its memory on the other host, in either direction.
 fn memory_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle> {
     let mut found = Vec::new();
@@ -167,7 +258,56 @@ fn memory_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle> {
     if is_immovable(&vm.config.cpu_model) {
         found.push(Obstacle::ImmovableProcessorModel(vm.config.cpu_model.clone()));
     }
+    if home.cpu.accelerator == "kvm" {
+        found.extend(real_processor_obstacles(vm, home, partner));
+    }
     found
+}
+
+/// KVM shows the guest the real processor's maker, whatever the model, and leaves out without a word what the real one lacks.
+fn real_processor_obstacles(vm: &Vm, home: &Member, partner: &Member) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    let (ours, theirs) = (&home.cpu.vendor, &partner.cpu.vendor);
+    if ours != theirs && !ours.is_empty() && !theirs.is_empty() {
+        let (theirs, ours) = (theirs.clone(), ours.clone());
+        found.push(Obstacle::OtherMaker { host: partner.name.clone(), theirs, ours });
+    }
+    let model = vm.config.cpu_model.as_str();
+    if is_immovable(model) {
+        return found;
+    }
+    // Of a model that is not known here, the guest may use whatever its host has.
+    let missing = match model_flags(model) {
+        Some(flags) => named(flags.iter().copied().filter(|flag| !partner.cpu.flags.contains(*flag)).collect()),
+        None => flags_missing(&home.cpu, &partner.cpu),
+    };
+    if let Some(missing) = missing {
+        found.push(Obstacle::ModelMissing { host: partner.name.clone(), missing, model: model.to_owned() });
+    }
+    found
+}
+
+/// Processor model that every x86-64 processor can show.
+const MODEL_PLAIN: &str = "qemu64";
+/// Processor model of x86-64-v2, and the flags (in the kernel's words) that a host needs to show it.
+const MODEL_V2: &str = "Nehalem";
+const FLAGS_V2: [&str; 6] = ["cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"];
+
+/// Flags that a model needs beyond those of every x86-64 processor; `None`: not known.
+fn model_flags(model: &str) -> Option<&'static [&'static str]> {
+    match model.split(',').next() {
+        Some(MODEL_PLAIN) => Some(&[]),
+        Some(MODEL_V2) => Some(&FLAGS_V2),
+        Some(_) | None => None,
+    }
+}
+
+/// The best processor model that all hosts can show.
+#[must_use]
+pub fn common_model(state: &PoolState) -> &'static str {
+    let has_v2 =
+        |host: &Member| host.cpu.accelerator == "tcg" || FLAGS_V2.iter().all(|flag| host.cpu.flags.contains(*flag));
+    if state.hosts().all(has_v2) { MODEL_V2 } else { MODEL_PLAIN }
 }
 
 /// Memory on a host that other guests run in, or that is held there for them.
@@ -206,7 +346,11 @@ pub fn limitations(host: &Member) -> Option<String> {
 /// Flags that `theirs` lacks of `ours`, in words; `None` when it lacks none.
 #[must_use]
 pub fn flags_missing(ours: &CpuFacts, theirs: &CpuFacts) -> Option<String> {
-    let missing: Vec<&str> = ours.flags.difference(&theirs.flags).map(String::as_str).collect();
+    named(ours.flags.difference(&theirs.flags).map(String::as_str).collect())
+}
+
+/// The first of them by name, the others by their number.
+fn named(missing: Vec<&str>) -> Option<String> {
     match missing.len() {
         0 => None,
         count if count > FLAGS_NAMED_MAX => {
@@ -242,125 +386,4 @@ pub fn processor_differences(joining: &CpuFacts, pool: &PoolState) -> Vec<String
         }
     }
     differences
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pool::fixtures::{H1, H2, place, protect, protected};
-
-    fn cpu(flags: &[&str]) -> CpuFacts {
-        CpuFacts {
-            model: "some processor".to_owned(),
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-            accelerator: "kvm".to_owned(),
-        }
-    }
-
-    fn question<'a>(state: &'a PoolState, level: Level, partner: &'a Member) -> Question<'a> {
-        Question {
-            vm: state.vm(1),
-            level,
-            partner,
-            partner_alive: true,
-            partner_free_bytes: None,
-            partner_memory_mib: Some(100),
-        }
-    }
-
-    /// What stands against level 3 after the pool's members and the VM were changed.
-    fn at_level_3(change: impl FnOnce(&mut PoolState)) -> Vec<Obstacle> {
-        let mut state = protected();
-        change(&mut state);
-        let partner = &state.members[&H2];
-        obstacles(&question(&state, Level::System, partner), &state)
-    }
-
-    fn host(state: &mut PoolState, id: HostId) -> &mut Member {
-        state.members.get_mut(&id).expect("it is one of the two")
-    }
-
-    #[test]
-    fn level_3_asks_more_of_both_hosts() {
-        assert_eq!(at_level_3(|_| {}), []);
-        let other = at_level_3(|state| host(state, H2).qemu_version = "10.0.2".to_owned());
-        assert!(
-            matches!(&other[..], [Obstacle::OtherQemu { theirs, ours, .. }] if theirs == "10.0.2" && ours == "7.2.0"),
-            "{other:?}"
-        );
-        for id in [H1, H2] {
-            let untried = at_level_3(|state| host(state, id).memory_tracking = MemoryTracking::Untried);
-            assert!(matches!(untried[..], [Obstacle::MemoryTrackingUntried(_)]), "{untried:?}");
-            let why = "Linux 6.7 or newer is needed".to_owned();
-            let fails = at_level_3(|state| host(state, id).memory_tracking = MemoryTracking::Fails(why.clone()));
-            assert!(matches!(&fails[..], [Obstacle::NoMemoryTracking { why: told, .. }] if *told == why), "{fails:?}");
-        }
-        let slow = at_level_3(|state| host(state, H2).cpu.accelerator = "tcg".to_owned());
-        assert!(matches!(slow[..], [Obstacle::OtherAccelerator { .. }]), "{slow:?}");
-        let machine = at_level_3(|state| host(state, H2).machines.clear());
-        assert!(matches!(machine[..], [Obstacle::MachineMissing { .. }]), "{machine:?}");
-    }
-
-    #[test]
-    fn level_3_needs_a_processor_that_is_the_same_everywhere_and_at_any_time() {
-        let of_model = |model: &str| {
-            at_level_3(|state| {
-                for vm in state.vms.values_mut() {
-                    vm.config.cpu_model = model.to_owned();
-                }
-                for member in state.members.values_mut() {
-                    member.cpu.accelerator = "tcg".to_owned();
-                }
-            })
-        };
-        for model in ["max", "host", "max,-sse4a", "Nehalem,+invtsc", "Nehalem,invtsc=on"] {
-            assert_eq!(of_model(model), [Obstacle::ImmovableProcessorModel(model.to_owned())]);
-        }
-        for model in ["qemu64", "Nehalem", "Nehalem,-invtsc"] {
-            assert_eq!(of_model(model), []);
-        }
-    }
-
-    #[test]
-    fn the_memory_of_all_that_is_or_may_be_there_must_fit() {
-        let taken = |level, host| {
-            at_level_3(|state| {
-                protect(state, 2);
-                state.must(place(2, level, &[H1, H2]));
-                state.start(2, host, true);
-            })
-        };
-        let none = Obstacle::NoMemory { host: "h2".to_owned(), memory_mib: 100, needed_mib: 128 };
-        assert_eq!(taken(Level::Component, H1), []);
-        assert_eq!(taken(Level::Component, H2), std::slice::from_ref(&none));
-        assert_eq!(taken(Level::System, H1), [none]);
-    }
-
-    #[test]
-    fn level_2_asks_for_none_of_it() {
-        let mut state = protected();
-        let partner = host(&mut state, H2);
-        partner.qemu_version = "10.0.2".to_owned();
-        partner.memory_tracking = MemoryTracking::Untried;
-        let partner = &state.members[&H2];
-        assert_eq!(obstacles(&question(&state, Level::Component, partner), &state), []);
-    }
-
-    #[test]
-    fn older_qemus_leave_the_screen_behind() {
-        let mut state = protected();
-        assert!(limitations(host(&mut state, H1)).is_some_and(|note| note.starts_with("QEMU 7.2.0 on h1")));
-        host(&mut state, H1).qemu_version = "10.0.2".to_owned();
-        assert_eq!(limitations(host(&mut state, H1)), None);
-    }
-
-    #[test]
-    fn missing_flags_are_named_and_many_are_counted() {
-        assert_eq!(flags_missing(&cpu(&["nx", "sse2"]), &cpu(&["nx", "sse2", "avx"])), None);
-        assert_eq!(flags_missing(&cpu(&["nx", "sse2"]), &cpu(&["sse2"])), Some("nx".to_owned()));
-        let many: Vec<String> = (0..12).map(|n| format!("f{n:02}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let text = flags_missing(&cpu(&many), &cpu(&[])).unwrap();
-        assert!(text.ends_with("and 4 more flags"), "{text}");
-    }
 }
