@@ -5,5 +5,6 @@
 
 pub mod availability;
 pub mod checkpoint;
+pub mod joint;
 pub mod mirror;
 pub mod rng;

@@ -358,7 +358,8 @@ impl Primary {
     fn capture(&mut self, now: Instant, out: &mut Vec<Action>) {
         let unconfirmed = self.running.0 - 1 - self.confirmed.0;
         let first = self.phase == Phase::Filling && self.opened && self.filled;
-        let more = self.phase != Phase::Filling;
+        // Not after a session that has just been given up: nobody would take that checkpoint, and output would wait for it.
+        let more = matches!(self.phase, Phase::Joining | Phase::Protected);
         if !self.capturing && (first || more && self.pace.is_due(now, unconfirmed)) {
             self.capturing = true;
             out.push(Action::Capture { epoch: self.running });

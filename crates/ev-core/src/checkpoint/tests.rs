@@ -103,6 +103,19 @@ fn a_lost_standby_holds_output_until_the_record_is_without_it_and_for_good_if_it
 }
 
 #[test]
+fn a_standby_that_the_record_drops_while_a_checkpoint_is_due_leaves_output_free() {
+    let mut engine = joining();
+    assert_eq!(step(&mut engine, 25, confirm(1, 20)).len(), 2);
+    assert_eq!(step(&mut engine, 26, Event::Record(Standing::Nothing)), [Action::End]);
+    assert_eq!(step(&mut engine, 27, Event::Tick), [Action::Release(Output::Free)]);
+    let mut engine = joining();
+    step(&mut engine, 21, Event::OutputWaits);
+    step(&mut engine, 30, Event::Record(Standing::Nothing));
+    assert_eq!(step(&mut engine, 80, confirm(1, 70)), [Action::Release(Output::Through(Epoch::FIRST)), Action::End]);
+    assert_eq!(step(&mut engine, 81, Event::Tick), [Action::Release(Output::Free)]);
+}
+
+#[test]
 fn a_silent_standby_is_given_up() {
     let mut engine = protected();
     assert_eq!(step(&mut engine, 729, Event::Tick), []);

@@ -22,6 +22,6 @@ mod content;
 mod host;
 mod mirror;
 mod run;
-mod world;
+pub(crate) mod world;
 
 pub use run::{Summary, run};

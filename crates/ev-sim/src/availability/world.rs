@@ -21,14 +21,14 @@ use super::host::{Checkpoint, Host, Life, Mirror, Qemu};
 use super::run::Summary;
 use crate::rng::Rng;
 
-pub(super) const VM: VmId = VmId(Uuid::from_u128(1));
-pub(super) const DISK: DiskId = DiskId(Uuid::from_u128(2));
+pub(crate) const VM: VmId = VmId(Uuid::from_u128(1));
+pub(crate) const DISK: DiskId = DiskId(Uuid::from_u128(2));
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// One step of real time.
 pub(super) const STEP_MS: u64 = 10;
 
 /// A message or an effect under way.
-pub(super) enum InFlight {
+pub(crate) enum InFlight {
     Report {
         from: usize,
         asked_at: ev_core::time::Instant,
@@ -514,7 +514,7 @@ fn member(id: u64, kind: MemberKind) -> Member {
 }
 
 /// A pool of two hosts and a quorum server with one PVM, in sync, wished to run.
-fn first_state(level: Level) -> PoolState {
+pub(crate) fn first_state(level: Level) -> PoolState {
     let mut state = PoolState::default();
     let mut apply = |command| {
         let outcome = state.apply(Stamped { unix_ms: 0, command });

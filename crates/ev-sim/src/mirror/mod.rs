@@ -14,10 +14,10 @@
 //! - When the faults end, everything asked for is answered and both replicas are in step again.
 
 mod check;
-mod disk;
+pub(crate) mod disk;
 mod guest;
-mod host;
-mod link;
+pub(crate) mod host;
+pub(crate) mod link;
 mod master;
 mod memory;
 mod oracle;
