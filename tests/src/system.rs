@@ -130,7 +130,7 @@ impl<'a> System<'a> {
         view.get("uuid").and_then(serde_json::Value::as_str).expect("a VM has a UUID").to_owned()
     }
 
-    fn start_tiny(lab: &'a TestLab) -> Self {
+    pub fn start_tiny(lab: &'a TestLab) -> Self {
         let pool = Pool::create(lab);
         let mut arguments = TinyImage::find().create_verifying_arguments("tiny", "256M", TinyImage::ADDRESS);
         arguments.extend(["--host", "h1"].map(str::to_owned));

@@ -1,5 +1,6 @@
 //! Level 3: a host, or a part of one, fails in any way, and neither the guest nor its client on one connection notices.
 
+mod boot;
 mod database;
 mod links;
 mod power;
