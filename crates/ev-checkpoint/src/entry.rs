@@ -377,37 +377,6 @@ mod tests {
         }
     }
 
-    /// Prints what a page costs: `cargo test --release -p ev-checkpoint --lib -- --ignored --nocapture costs`.
-    #[test]
-    #[ignore = "measures, and checks nothing"]
-    fn what_packing_costs_a_page() {
-        const ROUNDS: u32 = 20_000;
-        let text: PageBytes = std::array::from_fn(|index| b"the quick brown fox jumps over"[index * index % 30]);
-        let mut noise = 1_u64;
-        let noise: PageBytes = std::array::from_fn(|_| {
-            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            noise.to_be_bytes()[0]
-        });
-        let program: PageBytes = {
-            let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
-            program[program.len() / 3..][..PAGE_BYTES].try_into().unwrap()
-        };
-        for (name, page) in [("text", text), ("noise", noise), ("program", program)] {
-            let mut packer = Packer::new(Packing::Always);
-            let (mut out, start) = (Vec::new(), std::time::Instant::now());
-            for _ in 0..ROUNDS {
-                out.clear();
-                encode(1, &[0; PAGE_BYTES], &page, &mut packer, &mut out);
-            }
-            let encoding = start.elapsed() / ROUNDS;
-            let start = std::time::Instant::now();
-            for _ in 0..ROUNDS {
-                check(&out, 9).unwrap();
-            }
-            println!("{name}: {} bytes, {encoding:?} to send, {:?} to check", out.len(), start.elapsed() / ROUNDS);
-        }
-    }
-
     #[test]
     fn a_run_beyond_the_page_is_refused() {
         let bytes = [0, 0, 0, 1, PATCH, 0, 1, 0x0f, 0xff, 0, 2, 1, 1];

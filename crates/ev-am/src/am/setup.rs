@@ -104,9 +104,8 @@ impl Am {
             interrupt: signal(SignalKind::interrupt())?,
         };
         let since = started_since(&paths, &config)?;
-        let grace = Duration::from_millis(config.times.grace_ms);
         Ok(Self {
-            keeper: Keeper::new(config.host, grace, config.vm.clone(), since),
+            keeper: Keeper::new(config.host, Duration::from_millis(config.times.grace_ms), config.vm.clone(), since),
             tls: Tls::new(&identity),
             learned: Learned::read(&paths.learned()),
             qemu: Qemu::at(&config.qemu, config.qemu_data_dir.as_deref()),
