@@ -137,7 +137,7 @@ impl World {
         for (sector, found) in content.iter().enumerate() {
             let last = known.history[..told].iter().rev().find(|(at, _)| *at == sector);
             let needed = last.map_or(if kept { known.found[sector] } else { 0 }, |(_, value)| *value);
-            let of_history = known.history.iter().any(|written| *written == (sector, *found));
+            let of_history = known.history.contains(&(sector, *found));
             if *found < needed || kept && !of_history && *found != known.found[sector] {
                 self.fail(&format!(
                     "the guest boots on host {index} from host {source} (kept: {kept}) and finds {found} in sector {sector}; \
