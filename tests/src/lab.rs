@@ -1,4 +1,4 @@
-//! A lab for one test: unique by name, taken down at its end, its logs shown if the test failed.
+//! A lab for one test: unique by name, taken down at its end, its logs and guests shown if the test failed.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ev_failpoint::{Failpoint, Step};
 use ev_lab::{Lab, LabName, LabOptions, Node};
 
+use crate::forensics;
 use crate::guests::programs;
 use crate::owners::Owners;
 
@@ -154,7 +155,7 @@ impl Deref for TestLab {
 impl Drop for TestLab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+            eprintln!("{}{}", self.logs(), forensics::describe(self));
         }
         if let Some(folder) = std::env::var_os(LOGS_VARIABLE)
             && let Err(error) = self.keep_logs(Path::new(&folder))

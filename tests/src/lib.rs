@@ -3,6 +3,7 @@
 //! Nothing here sleeps as a way of synchronising: it waits for a state that can be looked at, with a deadline.
 
 mod client;
+mod forensics;
 mod guests;
 mod lab;
 mod load;

@@ -90,6 +90,7 @@ fn check(config: &AmConfig) -> Result<(), Fault> {
         ("key", &config.key),
         ("authority_certificate", &config.authority_certificate),
         ("qemu", &config.qemu),
+        ("turns.folder", &config.turns.folder),
     ];
     if let Some((name, _)) = folders.iter().find(|(_, path)| !path.is_absolute()) {
         return Err(Fault::RelativePath(name));
@@ -118,7 +119,7 @@ pub mod tests {
     use super::*;
     use ev_core::ids::{MemberId, PoolId, VmId};
     use ev_core::vm::{Boot, Desired, Firmware, Level, Vm, VmConfig};
-    use ev_wire::am::{MemberEndpoint, Times};
+    use ev_wire::am::{MemberEndpoint, Times, Turns};
 
     pub fn sample() -> AmConfig {
         let id = VmId("6f2b7a52-0000-4000-8000-000000000001".parse().unwrap());
@@ -163,6 +164,7 @@ pub mod tests {
             qemu_data_dir: None,
             times: Times::default(),
             copy_rate_limit: None,
+            turns: Turns { folder: "/run/evenkeel/turns".into(), at_once: 1 },
         }
     }
 

@@ -130,9 +130,12 @@ pub struct SettingsView {
     /// Both replicas of each disk are compared in the background this often, in seconds; 0: never.
     #[serde(default)]
     pub scrub_interval_s: Option<u64>,
-    /// Most bytes per second that a copy moves; 0: no limit.
+    /// Most bytes per second that a copy of a disk, or of a guest's whole memory, moves; 0: no limit.
     #[serde(default)]
     pub copy_rate_limit_bytes: Option<u64>,
+    /// VMs of one host that may send their memory to their standbys at the same time.
+    #[serde(default)]
+    pub sync_at_once: Option<u32>,
 }
 
 /// `POST /v1/quorum-servers`: takes in a quorum server.

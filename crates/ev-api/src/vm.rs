@@ -160,6 +160,8 @@ pub struct VmView {
 pub enum Level3State {
     /// Not at all for now: why, in words.
     Simplex(String),
+    /// It waits for its turn to be synchronised: 1 is the next one.
+    Queued { position: u32 },
     /// Its memory is on its way to the standby.
     Synchronising,
     /// The standby has it; the pool has not confirmed that yet.
@@ -199,6 +201,7 @@ impl From<Level3Report> for Level3View {
         Self {
             state: match report.state {
                 Reported::Simplex(why) => Level3State::Simplex(why),
+                Reported::Queued { position } => Level3State::Queued { position },
                 Reported::Synchronising => Level3State::Synchronising,
                 Reported::Joining => Level3State::Joining,
                 Reported::Protected => Level3State::Protected,

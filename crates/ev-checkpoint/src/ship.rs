@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ev_core::checkpoint::{Epoch, Session};
 use ev_failpoint::{Step, reach};
@@ -60,7 +60,7 @@ impl ShipCounters {
 }
 
 enum Job {
-    Fill(Arc<GuestMemory>),
+    Fill(Arc<GuestMemory>, Option<u64>),
     Part(Box<EpochBuffer>),
     Epoch(Epoch, Box<EpochBuffer>),
 }
@@ -102,12 +102,12 @@ impl Shipper {
         &self.counters
     }
 
-    /// Sends all of the memory, as part of the first epoch.
+    /// Sends all of the memory, as part of the first epoch; this and the passes after it at no more than `bytes_per_s`.
     ///
     /// # Errors
     /// See [`ShipError`].
-    pub fn fill(&self, memory: Arc<GuestMemory>) -> Result<(), ShipError> {
-        self.jobs.try_send(Job::Fill(memory)).map_err(|_| ShipError)
+    pub fn fill(&self, memory: Arc<GuestMemory>, bytes_per_s: Option<u64>) -> Result<(), ShipError> {
+        self.jobs.try_send(Job::Fill(memory, bytes_per_s)).map_err(|_| ShipError)
     }
 
     /// Sends the pages of a pass, as part of the present epoch.
@@ -131,7 +131,10 @@ fn run(mut sender: Sender, jobs: &Receiver<Job>, notices: &mpsc::Sender<ShipNoti
     let session = sender.session;
     while let Ok(job) = jobs.recv() {
         let done = match job {
-            Job::Fill(memory) => sender.fill(&memory).map(|()| ShipNotice::Filled { session }),
+            Job::Fill(memory, bytes_per_s) => {
+                sender.rate = bytes_per_s.map(Rate::new);
+                sender.fill(&memory).map(|()| ShipNotice::Filled { session })
+            }
             Job::Part(mut buffer) => sender.pages(&buffer).map(|()| {
                 buffer.clear();
                 ShipNotice::Sent { session, buffer }
@@ -149,6 +152,27 @@ fn run(mut sender: Sender, jobs: &Receiver<Job>, notices: &mpsc::Sender<ShipNoti
     }
 }
 
+/// Keeps a mean rate.
+#[derive(Debug)]
+struct Rate {
+    bytes_per_s: u64,
+    bytes: u64,
+    start: Instant,
+}
+
+impl Rate {
+    fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s: bytes_per_s.max(1), bytes: 0, start: Instant::now() }
+    }
+
+    /// How long to rest after so many bytes more.
+    fn rest(&mut self, bytes: u64) -> Duration {
+        self.bytes += bytes;
+        let due = Duration::from_micros(self.bytes.saturating_mul(1_000_000) / self.bytes_per_s);
+        due.saturating_sub(self.start.elapsed())
+    }
+}
+
 pub(crate) struct Sender {
     session: Session,
     stream: MemoryStream,
@@ -160,6 +184,8 @@ pub(crate) struct Sender {
     packer: Packer,
     /// Written without a rest.
     burst_bytes: usize,
+    /// While the whole memory is sent.
+    rate: Option<Rate>,
     counters: Arc<ShipCounters>,
 }
 
@@ -181,6 +207,7 @@ impl Sender {
             body: Vec::with_capacity(BODY_BYTES_USUAL + ENTRY_BYTES_MAX),
             packer: Packer::new(packing),
             burst_bytes: 0,
+            rate: None,
             counters,
         }
     }
@@ -271,6 +298,8 @@ impl Sender {
         if epoch != self.epoch {
             return Err(io::Error::other(format!("epoch {epoch} was to be sent where {} was due", self.epoch)));
         }
+        // Output waits for this one.
+        self.rate = None;
         self.pages(buffer)?;
         if epoch > Epoch::FIRST {
             reach(Step::ActiveSending);
@@ -316,6 +345,9 @@ impl Sender {
             self.packer.written(body.len(), start.elapsed());
         }
         let bytes = u64::try_from(body.len()).map_err(io::Error::other)?;
+        if let Some(rate) = &mut self.rate {
+            std::thread::sleep(rate.rest(bytes));
+        }
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }

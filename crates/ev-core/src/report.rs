@@ -114,6 +114,8 @@ pub struct DiskReport {
 pub enum Level3State {
     /// No checkpoints are taken: why, in words.
     Simplex(String),
+    /// It waits for its turn to be synchronised: 1 is the next one.
+    Queued { position: u32 },
     /// The whole memory is on its way to the standby.
     Synchronising,
     /// The first checkpoint is there or on its way; the record does not name the standby yet.

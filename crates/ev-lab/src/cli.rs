@@ -67,6 +67,13 @@ enum Action {
     Unplug { machine: String, network: NetworkName },
     /// Put a cable back
     Plug { machine: String, network: NetworkName },
+    /// Let a machine send only so much into a network, until it is switched off
+    Slow {
+        machine: String,
+        network: NetworkName,
+        /// Mbit per second; 0 for no limit
+        mbit: u64,
+    },
     /// Let every access to a host's disk fail with an I/O error
     FailDisk {
         host: String,
@@ -202,6 +209,10 @@ fn act(lab: Lab, action: Action) -> Result<ExitCode> {
         Action::Heal => lab.heal()?,
         Action::Unplug { machine, network } => lab.unplug(&machine, network.into())?,
         Action::Plug { machine, network } => lab.plug(&machine, network.into())?,
+        Action::Slow { machine, network, mbit } => {
+            let rate = (mbit > 0).then(|| mbit.saturating_mul(1_000_000));
+            lab.set_rate(&machine, network.into(), rate)?;
+        }
         Action::FailDisk { host, disk } => lab.fail_disk(&host, disk.into())?,
         Action::RepairDisk { host, disk, blank } => {
             let kind = if blank { RepairKind::Blank } else { RepairKind::Same };

@@ -43,6 +43,13 @@ impl Lab {
         network::set_carrier(self.plan(), node, network, true)
     }
 
+    /// Lets a machine send only so many bits per second into a network; `None` ends that.
+    pub fn set_rate(&self, name: &str, network: Network, bits_per_second: Option<u64>) -> Result<(), LabError> {
+        let node = self.running(name)?;
+        self.on_network(node, network)?;
+        network::set_rate(self.plan(), node, network, bits_per_second)
+    }
+
     /// From now on, every access to the disk fails with an I/O error.
     pub fn fail_disk(&self, name: &str, disk: DiskKind) -> Result<(), LabError> {
         storage::fail(self.plan(), self.running_host(name)?, disk)

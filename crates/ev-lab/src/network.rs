@@ -71,6 +71,20 @@ pub fn set_carrier(plan: &Plan, node: &Node, network: Network, up: bool) -> Resu
     run("ip", &["-n", &plan.switch_namespace(), "link", "set", "dev", &node.port(network), state]).map(|_| ())
 }
 
+/// Lets a machine send only so many bits per second into a network; `None`: as many as it can.
+pub fn set_rate(plan: &Plan, node: &Node, network: Network, bits_per_second: Option<u64>) -> Result<(), LabError> {
+    let (namespace, interface) = (plan.namespace(node), network.interface());
+    let tc = |words: &[&str]| run("tc", &[&["-n", &namespace, "qdisc"], words].concat()).map(|_| ());
+    match bits_per_second {
+        // What a real switch's port would queue.
+        Some(rate) => {
+            let rate = format!("{rate}bit");
+            tc(&["replace", "dev", interface, "root", "tbf", "rate", &rate, "burst", "32kb", "latency", "50ms"])
+        }
+        None => tc(&["del", "dev", interface, "root"]),
+    }
+}
+
 pub fn remove_namespace(name: &str) -> Result<(), LabError> {
     if !Path::new("/run/netns").join(name).exists() {
         return Ok(());

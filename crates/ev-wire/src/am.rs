@@ -42,8 +42,17 @@ pub struct AmConfig {
     pub qemu_user: String,
     pub qemu_data_dir: Option<PathBuf>,
     pub times: Times,
-    /// Most bytes per second that a copy moves; `None`: as fast as it goes.
+    /// Most bytes per second that a copy of a disk, or of the guest's whole memory, moves; `None`: as fast as it goes.
     pub copy_rate_limit: Option<u64>,
+    pub turns: Turns,
+}
+
+/// How the VMs of a host take turns at sending their memory to their standbys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// Folder of those that wait or have their turn, common to all AMs of the host.
+    pub folder: PathBuf,
+    pub at_once: u32,
 }
 
 /// One member's peer port.

@@ -56,12 +56,15 @@ pub enum Command {
     /// Show the pool's settings, or change those that are given
     #[command(after_help = "Example:\n  ev pool-set --copy-rate 100M --scrub-interval 14d")]
     PoolSet {
-        /// Most bytes per second that a copy moves (K, M, G); 0 for no limit
+        /// Most bytes per second that a copy of a disk, or of a guest's memory, moves (K, M, G); 0 for no limit
         #[arg(long, value_name = "BYTES", value_parser = rate)]
         copy_rate: Option<u64>,
         /// Compare both replicas of each disk in the background this often (s, m, h, d); 0 for never
         #[arg(long, value_name = "TIME", value_parser = interval)]
         scrub_interval: Option<u64>,
+        /// So many VMs of a host send their memory to their standbys at the same time; others are queued
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+        sync_at_once: Option<u32>,
     },
     /// Remember a pool on this machine, for use without a local evd
     #[command(after_help = "Example:\n  ev login 10.0.0.1 --token EKA1-…")]

@@ -10,6 +10,7 @@ mod vm;
 use std::path::Path;
 
 use clap::CommandFactory;
+use ev_api::pool::SettingsView;
 
 use crate::args::{Arguments, Command, Global};
 use crate::connect;
@@ -50,8 +51,13 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
             let client = connect::client(global)?;
             match other {
                 Command::PoolShow => pool::show(&client, format).await,
-                Command::PoolSet { copy_rate, scrub_interval } => {
-                    pool::set(&client, format, copy_rate, scrub_interval).await
+                Command::PoolSet { copy_rate, scrub_interval, sync_at_once } => {
+                    let change = SettingsView {
+                        scrub_interval_s: scrub_interval,
+                        copy_rate_limit_bytes: copy_rate,
+                        sync_at_once,
+                    };
+                    pool::set(&client, format, change).await
                 }
                 Command::TokenCreate { name } => pool::token_create(&client, format, name).await,
                 Command::TokenList => pool::token_list(&client, format).await,

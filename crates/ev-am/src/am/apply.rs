@@ -185,6 +185,7 @@ impl Am {
             || new.link_listen != self.config.link_listen
             || new.link_partner != self.config.link_partner;
         self.config = new;
+        self.set_level3_limits();
         if links_changed {
             self.links = None;
             if let Some(role) = self.role {

@@ -14,7 +14,7 @@ use ev_vm::ram::{RamFile, TrackedMemory, find_library};
 use ev_vm::{GuestSpec, Memory};
 
 use super::{Am, RunningGuest, Stay, WentOn};
-use crate::checkpoint::active::{Active, ActiveNotice, ActiveSpec, Origin, Wish};
+use crate::checkpoint::active::{Active, ActiveNotice, ActiveSpec, Limits, Origin, Wish};
 use crate::checkpoint::waiting::{DiskNotice, MakeSpec, Waiting, WaitingSpec};
 use crate::guest::GuestTask;
 use crate::links::{Channel, Stream};
@@ -54,12 +54,28 @@ impl Am {
     pub(super) fn begin_level3(&mut self, up: ev_vm::Guest) {
         let disks = self.disks.handles();
         let machine = self.vm().config.machine.clone();
+        let limits = self.level3_limits();
         let Some(guest) = &mut self.guest else { return };
         let (hold, origin) = (Arc::clone(&guest.hold), guest.origin);
-        let spec = ActiveSpec { guest: up, disks, hold, machine, origin };
+        let spec = ActiveSpec { guest: up, disks, hold, machine, origin, limits };
         guest.level3 = Some(Active::start(spec, self.outbox.level3.clone()));
         guest.wish = None;
         self.settle_level3();
+    }
+
+    fn level3_limits(&self) -> Limits {
+        Limits {
+            who: self.config.vm_id.to_string(),
+            turns: self.config.turns.clone(),
+            bytes_per_s: self.config.copy_rate_limit,
+        }
+    }
+
+    /// The configuration was read anew.
+    pub(super) fn set_level3_limits(&self) {
+        if let Some(active) = self.guest.as_ref().and_then(|guest| guest.level3.as_ref()) {
+            active.limits(self.level3_limits());
+        }
     }
 
     /// Tells the checkpoints' task what the record says, and whether all is there for it.

@@ -8,6 +8,7 @@
 pub mod active;
 mod lane;
 mod stats;
+mod turns;
 pub mod waiting;
 
 use std::sync::{Arc, Weak};

@@ -3,13 +3,14 @@
 //! ```text
 //!              best path up                  connected
 //!   [ idle ] ───────────────► [ connecting ] ──────────► [ connected ]
-//!      ▲  ▲     refused, path down │                       │       │ a better path has been
-//!      │  └────────────────────────┘                       │       ▼ steady for MOVE_BACK_AFTER
+//!      ▲  ▲     refused, path down │                       │       │ over the management network, and a private link
+//!      │  └────────────────────────┘                       │       ▼ has been steady for MOVE_BACK_AFTER
 //!      └───────────────────────────────────────────────────┘   [ connecting ], the old stream stays until then
 //!                 stream ended, path down
 //! ```
 //!
-//! Paths are numbered in the order of preference: private links first, the management network last.
+//! Paths are numbered in the order of preference: private links first, the management network last. A stream is not moved from
+//! one private link to another: that would break what goes over it and win nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,14 +19,14 @@ use ev_core::time::Instant;
 
 use super::message::Channel;
 
-/// How long a better path must have been up without a break before a working stream is moved back to it: a link that
+/// How long a private link must have been up without a break before a working stream is moved back to it: a link that
 /// flaps must not take the stream along.
 pub const MOVE_BACK_AFTER: Duration = Duration::from_secs(5);
 /// Pause after a refused or broken stream before it is tried again over the same path.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// A path that is not the best is taken when it has been up for so long: at the start all come up within moments of each other, and a stream that
-/// must move a few seconds later breaks what goes over it.
-const BETTER_PATH_WAIT: Duration = Duration::from_millis(150);
+/// The management network is taken when it has been up for so long: at the start all paths come up within moments of each other, and a
+/// stream that must move a few seconds later breaks what goes over it.
+const PRIVATE_LINK_WAIT: Duration = Duration::from_millis(1_000);
 /// What is said of a stream so soon after it was connected is about the one that it replaced. If not, it is said again.
 const REPLACED_SAID: Duration = Duration::from_millis(200);
 
@@ -161,11 +162,18 @@ impl Board {
     fn connect(&mut self, now: Instant, out: &mut Vec<LinkAction>) {
         let Some(best) = self.paths.iter().position(Option::is_some) else { return };
         let steady = self.paths[best].is_some_and(|since| now >= since.after(MOVE_BACK_AFTER));
-        let settled = self.paths[best].is_some_and(|since| now >= since.after(BETTER_PATH_WAIT));
+        let settled = self.paths[best].is_some_and(|since| now >= since.after(PRIVATE_LINK_WAIT));
+        // The last of several.
+        let management = Some(self.paths.len() - 1).filter(|last| *last > 0);
+        let is_private = Some(best) != management;
         for (channel, stream) in &mut self.streams {
             let old = match *stream {
-                Stream::Idle { retry_at } if now >= retry_at && (best == 0 || settled) => None,
-                Stream::Connected { path, move_at, .. } if path > best && steady && now >= move_at => Some(path),
+                Stream::Idle { retry_at } if now >= retry_at && (is_private || settled) => None,
+                Stream::Connected { path, move_at, .. }
+                    if Some(path) == management && is_private && steady && now >= move_at =>
+                {
+                    Some(path)
+                }
                 Stream::Idle { .. } | Stream::Connecting { .. } | Stream::Connected { .. } => continue,
             };
             *stream = Stream::Connecting { path: best, old };
@@ -182,6 +190,8 @@ mod tests {
 
     const DISK: Channel = Channel::Disk(DiskId(Uuid::from_u128(1)));
     const MS: u64 = 1_000_000;
+    /// Of three paths.
+    const MANAGEMENT: usize = 2;
 
     fn step(board: &mut Board, at_ms: u64, event: LinkEvent) -> Vec<LinkAction> {
         let mut out = Vec::new();
@@ -192,13 +202,15 @@ mod tests {
     fn connected_over(path: usize) -> Board {
         let mut board = Board::new(3, [DISK]);
         let connect = [LinkAction::Connect { channel: DISK, path }];
-        if path == 0 {
+        let start = if path < MANAGEMENT {
             assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), connect);
+            0
         } else {
-            assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [], "a better one may come up in a moment");
-            assert_eq!(step(&mut board, 150, LinkEvent::Tick), connect);
-        }
-        assert_eq!(step(&mut board, 151, LinkEvent::Connected { channel: DISK, path }), []);
+            assert_eq!(step(&mut board, 0, LinkEvent::PathUp(path)), [], "a private link may come up in a moment");
+            assert_eq!(step(&mut board, 1_000, LinkEvent::Tick), connect);
+            1_000
+        };
+        assert_eq!(step(&mut board, start + 1, LinkEvent::Connected { channel: DISK, path }), []);
         board
     }
 
@@ -213,14 +225,24 @@ mod tests {
     fn a_silent_path_is_left_at_once_for_the_next_one() {
         let mut board = connected_over(0);
         assert_eq!(step(&mut board, 2, LinkEvent::PathUp(2)), []);
-        let actions = step(&mut board, 500, LinkEvent::PathDown(0));
+        let actions = step(&mut board, 1_500, LinkEvent::PathDown(0));
         assert_eq!(actions, [LinkAction::Cut { channel: DISK }, LinkAction::Connect { channel: DISK, path: 2 }]);
     }
 
     #[test]
-    fn the_better_path_is_taken_again_when_it_has_been_steady() {
+    fn a_stream_stays_on_the_private_link_that_it_is_on() {
         let mut board = connected_over(1);
-        assert_eq!(step(&mut board, 100, LinkEvent::PathUp(0)), []);
+        for at in [100, 5_100, 60_000] {
+            assert_eq!(step(&mut board, at, LinkEvent::PathUp(0)), []);
+        }
+        let actions = step(&mut board, 70_000, LinkEvent::PathDown(1));
+        assert_eq!(actions, [LinkAction::Cut { channel: DISK }, LinkAction::Connect { channel: DISK, path: 0 }]);
+    }
+
+    #[test]
+    fn a_private_link_is_taken_again_when_it_has_been_steady() {
+        let mut board = connected_over(MANAGEMENT);
+        assert_eq!(step(&mut board, 1_100, LinkEvent::PathUp(0)), []);
         assert_eq!(step(&mut board, 4_000, LinkEvent::PathDown(0)), []);
         assert_eq!(step(&mut board, 4_100, LinkEvent::PathUp(0)), []);
         assert_eq!(step(&mut board, 9_000, LinkEvent::Tick), []);
@@ -230,7 +252,7 @@ mod tests {
         assert_eq!(step(&mut board, 14_100, LinkEvent::Tick), []);
         assert_eq!(step(&mut board, 14_101, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
         assert_eq!(step(&mut board, 14_102, LinkEvent::Connected { channel: DISK, path: 0 }), []);
-        assert_eq!(step(&mut board, 14_103, LinkEvent::PathDown(1)), []);
+        assert_eq!(step(&mut board, 14_103, LinkEvent::PathDown(MANAGEMENT)), []);
     }
 
     #[test]
@@ -247,11 +269,11 @@ mod tests {
 
     #[test]
     fn the_old_path_dying_during_a_move_cuts_the_old_stream() {
-        let mut board = connected_over(1);
-        step(&mut board, 0, LinkEvent::PathUp(0));
-        assert_eq!(step(&mut board, 5_000, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
-        assert_eq!(step(&mut board, 5_001, LinkEvent::PathDown(1)), [LinkAction::Cut { channel: DISK }]);
-        assert_eq!(step(&mut board, 5_002, LinkEvent::Connected { channel: DISK, path: 0 }), []);
+        let mut board = connected_over(MANAGEMENT);
+        step(&mut board, 2_000, LinkEvent::PathUp(0));
+        assert_eq!(step(&mut board, 7_000, LinkEvent::Tick), [LinkAction::Connect { channel: DISK, path: 0 }]);
+        assert_eq!(step(&mut board, 7_001, LinkEvent::PathDown(MANAGEMENT)), [LinkAction::Cut { channel: DISK }]);
+        assert_eq!(step(&mut board, 7_002, LinkEvent::Connected { channel: DISK, path: 0 }), []);
     }
 
     #[test]

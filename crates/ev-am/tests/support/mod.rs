@@ -13,7 +13,7 @@ use std::time::Duration;
 use ev_core::ids::HostId;
 use ev_core::report::{AmReport, GuestState};
 use ev_vm::{Guest, GuestPaths};
-use ev_wire::am::{AmAnswer, AmCall, AmConfig, MemberEndpoint, Times};
+use ev_wire::am::{AmAnswer, AmCall, AmConfig, MemberEndpoint, Times, Turns};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -95,6 +95,7 @@ impl Host {
                 partner_timeout_ms: settings.partner_timeout_ms,
             },
             copy_rate_limit: None,
+            turns: Turns { folder: self.folder.join("turns"), at_once: 1 },
         };
         std::fs::write(self.folder.join("am.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     }

@@ -174,11 +174,18 @@ pub struct Settings {
     pub partner_timeout_ms: u64,
     pub detection_ms: u64,
     pub heartbeat_ms: u64,
-    /// Most bytes per second that a copy moves; 0: no limit.
+    /// Most bytes per second that a copy of a disk, or of a guest's whole memory, moves; 0: no limit.
     pub copy_rate_limit_bytes: u64,
     /// Both replicas of each disk are compared in the background this often, in seconds; 0: never.
     #[serde(default = "weekly")]
     pub scrub_interval_s: u64,
+    /// VMs of one host that may send their memory to their standbys at the same time.
+    #[serde(default = "one")]
+    pub sync_at_once: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn weekly() -> u64 {
@@ -196,6 +203,7 @@ impl Default for Settings {
             heartbeat_ms: 100,
             copy_rate_limit_bytes: 0,
             scrub_interval_s: weekly(),
+            sync_at_once: one(),
         }
     }
 }

@@ -88,13 +88,8 @@ pub async fn show(client: &Client, format: Format) -> Result<(), Failure> {
     })
 }
 
-pub async fn set(
-    client: &Client,
-    format: Format,
-    copy_rate_limit_bytes: Option<u64>,
-    scrub_interval_s: Option<u64>,
-) -> Result<(), Failure> {
-    let change = SettingsView { scrub_interval_s, copy_rate_limit_bytes };
+/// Shows the settings, having changed those that are given.
+pub async fn set(client: &Client, format: Format, change: SettingsView) -> Result<(), Failure> {
     let settings: SettingsView = if change == SettingsView::default() {
         client.get("/v1/settings").await?
     } else {
@@ -106,6 +101,7 @@ pub async fn set(
         facts([
             ("Copies", rate.map_or("no limit".to_owned(), |rate| format!("at most {} a second", output::bytes(rate)))),
             ("Comparisons", interval.map_or("only on demand".to_owned(), every)),
+            ("Memory to standbys", settings.sync_at_once.map_or("-".to_owned(), |vms| format!("{vms} VMs at once"))),
         ])
     })
 }

@@ -151,6 +151,9 @@ fn concerns(vm: &VmView, desired: DesiredState) -> bool {
 pub fn level3_state(state: &Level3State) -> String {
     match state {
         Level3State::Simplex(why) => format!("simplex: {why}"),
+        Level3State::Queued { position } => {
+            format!("queued: number {position} of those that wait to be synchronised (ev pool-set --sync-at-once)")
+        }
         Level3State::Synchronising => "synchronising: the guest's memory is on its way to the standby".to_owned(),
         Level3State::Joining => "joining: the pool has to confirm the standby".to_owned(),
         Level3State::Protected => "protected: the standby can go on at any moment".to_owned(),

@@ -167,6 +167,7 @@ fn settings_view(settings: &Settings) -> SettingsView {
     SettingsView {
         scrub_interval_s: Some(settings.scrub_interval_s),
         copy_rate_limit_bytes: Some(settings.copy_rate_limit_bytes),
+        sync_at_once: Some(settings.sync_at_once),
     }
 }
 
@@ -175,6 +176,11 @@ pub async fn settings_set(State(app): State<Arc<App>>, Body(request): Body<Setti
     let mut settings = member.state().settings;
     settings.scrub_interval_s = request.scrub_interval_s.unwrap_or(settings.scrub_interval_s);
     settings.copy_rate_limit_bytes = request.copy_rate_limit_bytes.unwrap_or(settings.copy_rate_limit_bytes);
+    settings.sync_at_once = request.sync_at_once.unwrap_or(settings.sync_at_once);
+    if settings.sync_at_once == 0 {
+        let text = "no VM could be synchronised with 0 at once";
+        return refuse(ErrorCode::Invalid, text.to_owned(), "give 1 or more");
+    }
     member.propose(Command::SettingsSet { settings }).await?;
     Ok(Json(settings_view(&settings)))
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ev_core::pool::{Member as PoolMember, PoolState};
 use ev_core::vm::Vm;
-use ev_wire::am::{AmConfig, MemberEndpoint, Times};
+use ev_wire::am::{AmConfig, MemberEndpoint, Times, Turns};
 
 use crate::app::App;
 use crate::member::Member;
@@ -42,6 +42,7 @@ pub fn am_config(app: &App, member: &Member, state: &PoolState, vm: &Vm) -> AmCo
             partner_timeout_ms: settings.partner_timeout_ms,
         },
         copy_rate_limit: (settings.copy_rate_limit_bytes > 0).then_some(settings.copy_rate_limit_bytes),
+        turns: Turns { folder: app.config.run_dir.join("turns"), at_once: settings.sync_at_once },
     }
 }
 

@@ -17,6 +17,7 @@ use super::work::{self, Done, FILL_PASSES_MAX, PASS_PAGES_MIN, Pending, Started,
 use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
 use crate::checkpoint::stats::Stats;
+use crate::checkpoint::turns::Turn;
 use crate::checkpoint::{QUEUE_MAX, all, memory_stream};
 use crate::links::{Channel, Stream};
 
@@ -72,6 +73,7 @@ pub struct Driver {
     asked_at: Option<Instant>,
     stats: Stats,
     busy: Busy,
+    turn: Turn,
 }
 
 impl Driver {
@@ -87,6 +89,7 @@ impl Driver {
         let notify = Arc::clone(&waits);
         spec.hold.on_waiting(move |_| notify.notify_one());
         let now = Instant::now();
+        let turn = Turn::new(spec.limits.who.clone());
         Self {
             spec,
             engine,
@@ -112,6 +115,7 @@ impl Driver {
             asked_at: None,
             stats: Stats::default(),
             busy: Busy::default(),
+            turn,
         }
     }
 
@@ -150,11 +154,7 @@ impl Driver {
 
     fn tick(&mut self) {
         self.ask_for_streams();
-        let session = match (&self.wish, self.engine.phase()) {
-            (Wish::No(_), _) => None,
-            (Wish::Yes, Phase::Off) if Instant::now() < self.retry_at => None,
-            (Wish::Yes, _) => Some(Session(uuid::Uuid::new_v4().as_u64_pair().0)),
-        };
+        let session = self.may_synchronise().then(|| Session(uuid::Uuid::new_v4().as_u64_pair().0));
         self.tell(Event::Wanted { session });
         if let (Some(work), Some(lane)) = (&self.work, &self.lane)
             && self.clock_at.elapsed() >= CLOCK_INTERVAL
@@ -170,12 +170,28 @@ impl Driver {
             self.stats.report(self.state(), &self.spec.hold);
     }
 
+    /// Whether a session may begin or go on now; to begin one takes a turn, until the standby holds the memory.
+    fn may_synchronise(&mut self) -> bool {
+        let phase = self.engine.phase();
+        let is_ready = phase != Phase::Off || self.linked && Instant::now() >= self.retry_at;
+        if self.wish != Wish::Yes || !is_ready || matches!(phase, Phase::Protected | Phase::Parting) {
+            self.turn.give_up();
+        }
+        self.wish == Wish::Yes
+            && match phase {
+                Phase::Off => is_ready && self.turn.wait(&self.spec.limits.turns),
+                Phase::Filling | Phase::Joining | Phase::Protected => true,
+                Phase::Parting => false,
+            }
+    }
+
     fn state(&self) -> Level3State {
         match (self.engine.phase(), &self.wish) {
             (Phase::Off, Wish::No(why)) => Level3State::Simplex(why.clone()),
             (Phase::Off, Wish::Yes) if !self.linked => {
                 Level3State::Simplex("the partner's AM is not linked for checkpoints".to_owned())
             }
+            (Phase::Off, Wish::Yes) if let Some(position) = self.turn.position() => Level3State::Queued { position },
             (Phase::Off, Wish::Yes) => {
                 let last = self.stats.last_end.as_deref().unwrap_or("none was begun yet");
                 Level3State::Simplex(format!("the next attempt comes soon; the last one: {last}"))
@@ -192,6 +208,7 @@ impl Driver {
             Order::Wish(wish) => self.wish = wish,
             Order::Standing(standing) => self.tell(Event::Record(standing)),
             Order::Disks(disks) => self.spec.disks = disks,
+            Order::Limits(limits) => self.spec.limits = limits,
             Order::Stream(Channel::Lane, stream) => {
                 self.lanes += 1;
                 self.unlink("the lane was replaced");
@@ -312,8 +329,9 @@ impl Driver {
         work.opened = true;
         let memory = Arc::clone(capture.tracker().memory());
         let shipper = Shipper::start(session, memory.layout().pages(), stream, self.ship.clone());
+        let rate = self.spec.limits.bytes_per_s;
         let filling = shipper.map_err(|error| error.to_string()).and_then(|shipper| {
-            let filling = shipper.fill(memory).map_err(|error| error.to_string());
+            let filling = shipper.fill(memory, rate).map_err(|error| error.to_string());
             work.shipper = Some(shipper);
             filling
         });

@@ -13,6 +13,7 @@ use ev_core::checkpoint::{Proposal, Standing};
 use ev_core::report::{Level3Report, Level3State};
 use ev_net::OutputHold;
 use ev_vm::Guest;
+use ev_wire::am::Turns;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -26,6 +27,17 @@ pub struct ActiveSpec {
     pub hold: Arc<OutputHold>,
     pub machine: String,
     pub origin: Origin,
+    pub limits: Limits,
+}
+
+/// What a synchronisation keeps to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Its name among those that wait for their turn.
+    pub who: String,
+    pub turns: Turns,
+    /// Most bytes per second while the whole memory is sent.
+    pub bytes_per_s: Option<u64>,
 }
 
 /// Where the guest comes from.
@@ -59,6 +71,7 @@ enum Order {
     Wish(Wish),
     Standing(Standing),
     Disks(DiskHandles),
+    Limits(Limits),
     Stream(Channel, Box<Stream>),
     DiskLinkDown,
 }
@@ -96,6 +109,11 @@ impl Active {
 
     pub fn disks(&self, disks: DiskHandles) {
         self.order(Order::Disks(disks));
+    }
+
+    /// From the next session on.
+    pub fn limits(&self, limits: Limits) {
+        self.order(Order::Limits(limits));
     }
 
     /// A stream to the partner.

@@ -174,6 +174,8 @@ impl Master {
                 format!("{standby} is being given its memory"),
                 "wait: ev pvm-show says how far it is; if this does not end, see the link between the hosts (ev host-list)",
             ),
+            // Nothing is wrong: `ev pvm-show` says so too.
+            Some(Level3State::Queued { .. }) => return None,
             Some(Level3State::Simplex(why)) => {
                 (why.clone(), "mend what it names; the rest goes by itself (ev pvm-show)")
             }

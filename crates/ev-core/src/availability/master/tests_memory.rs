@@ -221,6 +221,8 @@ fn memory_that_no_other_host_holds_for_long_is_an_alert_with_the_reason() {
     let (text, action) = simplex(&mut bench).expect("it has taken long");
     assert!(text.contains("restarted from its disks") && text.ends_with("h2 is short of memory"), "{text}");
     assert!(action.starts_with("mend what it names"), "{action}");
+    level3(&mut bench, Level3State::Queued { position: 3 });
+    assert_eq!(simplex(&mut bench), None, "to wait for others is no error");
     level3(&mut bench, Level3State::Synchronising);
     let (text, _) = simplex(&mut bench).expect("it takes long");
     assert!(text.ends_with("h2 is being given its memory"), "{text}");
