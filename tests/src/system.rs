@@ -47,6 +47,11 @@ pub struct SystemView {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Level3View {
     pub state: serde_json::Value,
+    pub pause_p99_us: u64,
+    pub stood_still_permille: u64,
+    pub epoch_us: u64,
+    pub bytes_per_s: u64,
+    pub latency_median_us: u64,
 }
 
 impl SystemView {
@@ -138,6 +143,15 @@ impl<'a> System<'a> {
         pool.ok("h1", &["pvm-protect", "tiny", "--level", "3", "--wait"]);
         pool.ok("h1", &["pvm-start", "tiny"]);
         Self { lab, pool, vm: "tiny" }
+    }
+
+    /// The VM as `host` sees it now.
+    ///
+    /// # Panics
+    /// If the host does not say.
+    #[track_caller]
+    pub fn view(&self, host: &str) -> SystemView {
+        self.pool.json(host, &["pvm-show", self.vm])
     }
 
     /// The VM as `host` sees it.

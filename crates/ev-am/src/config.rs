@@ -165,6 +165,7 @@ pub mod tests {
             times: Times::default(),
             copy_rate_limit: None,
             turns: Turns { folder: "/run/evenkeel/turns".into(), at_once: 1 },
+            blackout_ms: 300,
         }
     }
 

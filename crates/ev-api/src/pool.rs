@@ -136,6 +136,9 @@ pub struct SettingsView {
     /// VMs of one host that may send their memory to their standbys at the same time.
     #[serde(default)]
     pub sync_at_once: Option<u32>,
+    /// A guest at level 3 is not to stand still for longer than about this at a time, for a synchronisation or a checkpoint; 20 to 1000.
+    #[serde(default)]
+    pub blackout_ms: Option<u64>,
 }
 
 /// `POST /v1/quorum-servers`: takes in a quorum server.

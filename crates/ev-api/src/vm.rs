@@ -183,6 +183,9 @@ pub struct Level3View {
     /// For how long the guest stands still for one.
     pub pause_median_us: u64,
     pub pause_p99_us: u64,
+    /// Part of the time for which it stands still: for checkpoints, and to be slowed when it writes more than can be sent.
+    #[serde(default)]
+    pub stood_still_permille: u64,
     /// What is sent to the standby.
     pub pages_per_s: u64,
     pub bytes_per_s: u64,
@@ -193,6 +196,9 @@ pub struct Level3View {
     pub lag_median_us: u64,
     /// Why the last session with a standby ended.
     pub last_end: Option<String>,
+    /// For how long the guest stood still when it went on on its active host from its memory; `None`: it was started there.
+    #[serde(default)]
+    pub blackout_us: Option<u64>,
 }
 
 impl From<Level3Report> for Level3View {
@@ -211,12 +217,14 @@ impl From<Level3Report> for Level3View {
             epoch_us: report.epoch_us,
             pause_median_us: report.pause_median_us,
             pause_p99_us: report.pause_p99_us,
+            stood_still_permille: report.stood_still_permille,
             pages_per_s: report.pages_per_s,
             bytes_per_s: report.bytes_per_s,
             latency_median_us: report.latency_median_us,
             latency_p99_us: report.latency_p99_us,
             lag_median_us: report.lag_median_us,
             last_end: report.last_end,
+            blackout_us: report.blackout_us,
         }
     }
 }

@@ -136,6 +136,9 @@ pub struct Level3Report {
     pub epoch_us: u64,
     pub pause_median_us: u64,
     pub pause_p99_us: u64,
+    /// Part of the time for which the guest stood still: in pauses, and to be slowed when it writes more than is sent.
+    #[serde(default)]
+    pub stood_still_permille: u64,
     /// What was sent per second.
     pub pages_per_s: u64,
     pub bytes_per_s: u64,
@@ -146,6 +149,10 @@ pub struct Level3Report {
     pub lag_median_us: u64,
     /// Why the last session ended, if one has.
     pub last_end: Option<String>,
+    /// For how long the guest stood still when it went on on this host from its memory: from its last checkpoint to its first instruction
+    /// here. `None`: it was started here.
+    #[serde(default)]
+    pub blackout_us: Option<u64>,
 }
 
 /// A report.

@@ -45,6 +45,8 @@ pub struct AmConfig {
     /// Most bytes per second that a copy of a disk, or of the guest's whole memory, moves; `None`: as fast as it goes.
     pub copy_rate_limit: Option<u64>,
     pub turns: Turns,
+    /// A guest at level 3 is not to stand still for longer than about this at a time, for a synchronisation or a checkpoint.
+    pub blackout_ms: u64,
 }
 
 /// How the VMs of a host take turns at sending their memory to their standbys.

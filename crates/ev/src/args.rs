@@ -65,6 +65,10 @@ pub enum Command {
         /// So many VMs of a host send their memory to their standbys at the same time; others are queued
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
         sync_at_once: Option<u32>,
+        /// A guest at level 3 is not to stand still for longer than about this at a time, for a
+        /// synchronisation or a checkpoint
+        #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u64).range(20..=1000))]
+        blackout: Option<u64>,
     },
     /// Remember a pool on this machine, for use without a local evd
     #[command(after_help = "Example:\n  ev login 10.0.0.1 --token EKA1-…")]

@@ -51,11 +51,12 @@ async fn dispatch(global: &Global, command: Command) -> Result<(), Failure> {
             let client = connect::client(global)?;
             match other {
                 Command::PoolShow => pool::show(&client, format).await,
-                Command::PoolSet { copy_rate, scrub_interval, sync_at_once } => {
+                Command::PoolSet { copy_rate, scrub_interval, sync_at_once, blackout } => {
                     let change = SettingsView {
                         scrub_interval_s: scrub_interval,
                         copy_rate_limit_bytes: copy_rate,
                         sync_at_once,
+                        blackout_ms: blackout,
                     };
                     pool::set(&client, format, change).await
                 }

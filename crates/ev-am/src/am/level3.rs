@@ -1,6 +1,7 @@
 //! Level 3 in the AM: which side this host is on, what each side is told, and going on from memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ev_core::authority::{Origin as RecordOrigin, Power};
 use ev_core::availability::keeper::{Event as KeeperEvent, Role};
@@ -23,7 +24,7 @@ use crate::started;
 
 impl RunningGuest {
     pub(super) fn new(task: GuestTask, nics: Nics, hold: Arc<OutputHold>, origin: Origin) -> Self {
-        Self { task, nics, hold, level3: None, wish: None, origin, accelerator: None, ending: None }
+        Self { task, nics, hold, level3: None, wish: None, origin, blackout: None, accelerator: None, ending: None }
     }
 }
 
@@ -56,8 +57,8 @@ impl Am {
         let machine = self.vm().config.machine.clone();
         let limits = self.level3_limits();
         let Some(guest) = &mut self.guest else { return };
-        let (hold, origin) = (Arc::clone(&guest.hold), guest.origin);
-        let spec = ActiveSpec { guest: up, disks, hold, machine, origin, limits };
+        let (hold, origin, blackout) = (Arc::clone(&guest.hold), guest.origin, guest.blackout);
+        let spec = ActiveSpec { guest: up, disks, hold, machine, origin, blackout, limits };
         guest.level3 = Some(Active::start(spec, self.outbox.level3.clone()));
         guest.wish = None;
         self.settle_level3();
@@ -68,6 +69,7 @@ impl Am {
             who: self.config.vm_id.to_string(),
             turns: self.config.turns.clone(),
             bytes_per_s: self.config.copy_rate_limit,
+            blackout: Duration::from_millis(self.config.blackout_ms),
         }
     }
 
@@ -262,7 +264,10 @@ impl Am {
                     tracing::info!(%since, epoch = %taken.epoch, "the guest goes on");
                     let guest = taken.qemu.guest().clone();
                     match taken.qemu.resume(&taken.state).await {
-                        Ok((guest, times)) => Ok(Box::new(WentOn { guest, times })),
+                        Ok((guest, times)) => {
+                            let blackout = taken.whole_since.elapsed();
+                            Ok(Box::new(WentOn { guest, times, blackout }))
+                        }
                         Err(error) => {
                             // It must not run on beside the one that is started next.
                             let _ = guest.kill();
@@ -284,10 +289,11 @@ impl Am {
         let ready = self.ready_nics.take();
         match (result, ready) {
             (Ok(went_on), Some((nics, hold))) => {
-                let WentOn { guest, times } = *went_on;
-                tracing::info!(%since, ?times, "the guest went on from its memory");
+                let WentOn { guest, times, blackout } = *went_on;
+                tracing::info!(%since, ?times, ?blackout, "the guest went on from its memory");
                 let task = GuestTask::attach(since, guest, self.outbox.guest.clone());
-                self.guest = Some(RunningGuest::new(task, nics, hold, Origin::Begun));
+                let running = RunningGuest::new(task, nics, hold, Origin::Begun);
+                self.guest = Some(RunningGuest { blackout: Some(blackout), ..running });
                 if let Some(cause) = self.end_wanted.take() {
                     self.end(cause);
                 }

@@ -114,6 +114,7 @@ struct Outbox {
 struct WentOn {
     guest: ev_vm::Guest,
     times: ev_vm::checkpoint::ResumeTimes,
+    blackout: std::time::Duration,
 }
 
 struct Am {
@@ -157,6 +158,8 @@ struct RunningGuest {
     level3: Option<Active>,
     wish: Option<Wish>,
     origin: Origin,
+    /// For how long it stood still when it went on here from its memory.
+    blackout: Option<std::time::Duration>,
     accelerator: Option<String>,
     /// Why it is being ended, if it is.
     ending: Option<EndCause>,

@@ -16,6 +16,8 @@ const WINDOW: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Stats {
     pauses: VecDeque<(Instant, Duration)>,
+    /// Beside pauses.
+    brakes: VecDeque<(Instant, Duration)>,
     lags: VecDeque<Duration>,
     /// Ends of pauses whose checkpoint was not confirmed.
     unconfirmed: VecDeque<(Epoch, Instant)>,
@@ -23,9 +25,15 @@ pub struct Stats {
     sent: VecDeque<(Instant, u64, u64)>,
     confirmed: Epoch,
     pub last_end: Option<String>,
+    blackout: Option<Duration>,
 }
 
 impl Stats {
+    /// `blackout`: when the guest went on here from its memory.
+    pub fn new(blackout: Option<Duration>) -> Self {
+        Self { blackout, ..Self::default() }
+    }
+
     /// A session begins: its epochs count from one again.
     pub fn begin(&mut self) {
         self.unconfirmed.clear();
@@ -36,6 +44,11 @@ impl Stats {
     pub fn paused(&mut self, epoch: Epoch, pause: Duration) {
         keep(&mut self.pauses, (Instant::now(), pause));
         self.unconfirmed.push_back((epoch, Instant::now()));
+    }
+
+    /// For the sake of the guest's pace.
+    pub fn stood_still(&mut self, time: Duration) {
+        keep(&mut self.brakes, (Instant::now(), time));
     }
 
     pub fn confirmed(&mut self, epoch: Epoch) {
@@ -60,6 +73,8 @@ impl Stats {
         let now = Instant::now();
         let recent: Vec<Duration> =
             self.pauses.iter().filter(|(at, _)| now - *at <= WINDOW).map(|(_, pause)| *pause).collect();
+        let brakes = self.brakes.iter().filter(|(at, _)| now - *at <= WINDOW).map(|(_, time)| *time);
+        let stood_still: Duration = recent.iter().copied().chain(brakes).sum();
         let epochs = u64::try_from(recent.len()).unwrap_or(u64::MAX);
         let (pages_per_s, bytes_per_s) = self.rates();
         let added = hold.added_delay();
@@ -69,12 +84,14 @@ impl Stats {
             epoch_us: micros(WINDOW).checked_div(epochs).unwrap_or(0),
             pause_median_us: percentile(&recent, 50),
             pause_p99_us: percentile(&recent, 99),
+            stood_still_permille: micros(stood_still) * 1_000 / micros(WINDOW),
             pages_per_s,
             bytes_per_s,
             latency_median_us: added.map_or(0, |added| added.median_us),
             latency_p99_us: added.map_or(0, |added| added.p99_us),
             lag_median_us: percentile(&self.lags.iter().copied().collect::<Vec<_>>(), 50),
             last_end: self.last_end.clone(),
+            blackout_us: self.blackout.map(micros),
         }
     }
 

@@ -33,6 +33,8 @@ pub struct TakenOver {
     /// Its device state.
     pub state: Vec<u8>,
     pub epoch: Epoch,
+    /// Since when that epoch is whole here: what the guest did later is undone, so that for its clients it stands still since then.
+    pub whole_since: std::time::Instant,
 }
 
 /// Something that a disk of this host tells of its epochs.
@@ -160,6 +162,8 @@ struct Held {
     image: Arc<Mutex<Image>>,
     applier: Applier,
     staged: BTreeMap<Epoch, Staged>,
+    /// The newest epoch that is whole, and since when.
+    decided: (Epoch, std::time::Instant),
 }
 
 struct Driver {
@@ -377,7 +381,8 @@ impl Driver {
             let _ = inner.send(Inner::QemuGone(session)).await;
         });
         let Prepared { qemu, image, .. } = prepared;
-        self.held = Some(Held { session, qemu, image, applier, staged: BTreeMap::new() });
+        let decided = (Epoch::NONE, std::time::Instant::now());
+        self.held = Some(Held { session, qemu, image, applier, staged: BTreeMap::new(), decided });
         reach(Step::StandbyPrepared);
         self.tell(StandbyEvent::Begin { session, disks: begun.disks.into_iter().collect() });
     }
@@ -478,7 +483,10 @@ impl Driver {
         }
     }
 
-    fn confirm(&self, session: Session, epoch: Epoch, echo: Instant) {
+    fn confirm(&mut self, session: Session, epoch: Epoch, echo: Instant) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.decided.0 < epoch) {
+            held.decided = (epoch, std::time::Instant::now());
+        }
         if epoch > Epoch::FIRST {
             reach(Step::StandbyConfirming);
         }
@@ -492,7 +500,7 @@ impl Driver {
         let (Some(outcome), Some(held)) = (self.outcome.take(), self.held.take()) else { return };
         reach(Step::TakeoverApplied);
         let state = held.image.lock().expect("the image's lock is held by code that does not panic").state().to_vec();
-        let taken = TakenOver { qemu: held.qemu, state, epoch };
+        let taken = TakenOver { qemu: held.qemu, state, epoch, whole_since: held.decided.1 };
         // The AM is ending if it does not listen; the next one finds that the guest is not running.
         let _ = outcome.send(Ok(taken));
     }

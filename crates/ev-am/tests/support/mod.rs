@@ -96,6 +96,7 @@ impl Host {
             },
             copy_rate_limit: None,
             turns: Turns { folder: self.folder.join("turns"), at_once: 1 },
+            blackout_ms: 300,
         };
         std::fs::write(self.folder.join("am.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     }

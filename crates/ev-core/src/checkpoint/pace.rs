@@ -18,6 +18,11 @@ pub struct PaceLimits {
     pub run_per_pause_idle: u32,
     /// Checkpoints that the standby has not confirmed; with more, the next one waits.
     pub unconfirmed: u64,
+    /// An epoch that has lasted for so long while the link or the standby is behind: the guest is slowed, so that the epoch stays small
+    /// enough to be sent.
+    pub epoch: Duration,
+    /// The guest runs for so long between two brakes.
+    pub run_per_brake: Duration,
 }
 
 impl Default for PaceLimits {
@@ -28,6 +33,8 @@ impl Default for PaceLimits {
             run_per_pause_waiting: 3,
             run_per_pause_idle: 1,
             unconfirmed: 2,
+            epoch: Duration::from_secs(1),
+            run_per_brake: Duration::from_millis(30),
         }
     }
 }
@@ -50,11 +57,13 @@ pub struct Pace {
     /// Of the epoch before.
     load: Load,
     output_waits: bool,
+    /// When the guest was last let go on by a brake.
+    braked: Option<Instant>,
 }
 
 impl Pace {
     pub(super) fn new(limits: PaceLimits, now: Instant) -> Self {
-        Self { limits, began: now, last_pause: Duration::ZERO, load: Load::Busy, output_waits: false }
+        Self { limits, began: now, last_pause: Duration::ZERO, load: Load::Busy, output_waits: false, braked: None }
     }
 
     pub(super) fn output(&mut self) {
@@ -66,6 +75,17 @@ impl Pace {
         self.last_pause = pause;
         self.load = load;
         self.output_waits = false;
+    }
+
+    pub(super) fn braked(&mut self, now: Instant) {
+        self.braked = Some(now);
+    }
+
+    /// Whether the guest is to be slowed: it runs far ahead of what the standby has confirmed.
+    pub(super) fn is_ahead(&self, now: Instant, unconfirmed: u64) -> bool {
+        unconfirmed >= self.limits.unconfirmed
+            && now.since(self.began) >= self.limits.epoch
+            && self.braked.is_none_or(|at| now.since(at) >= self.limits.run_per_brake)
     }
 
     /// Whether a checkpoint is due, with so many on their way.

@@ -19,6 +19,8 @@ use crate::time::Instant;
 
 /// A standby that is silent for so long is given up.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
+/// The same while nothing is held back for it: it starts a QEMU and makes room for the memory, which takes time on a busy host.
+const SILENCE_FILLING_MAX: Duration = Duration::from_secs(10);
 /// A confirmation that answers something older than this is not acted on: this host may have stood still, and the standby may have
 /// taken over meanwhile. A later one releases the same frames.
 const ECHO_AGE_MAX: Duration = Duration::from_millis(500);
@@ -63,6 +65,8 @@ pub enum Event {
     Refused {
         session: Session,
     },
+    /// The guest stood still for the sake of its pace, and runs again; or it could not be stopped now.
+    Braked,
     /// A frame or an acknowledgement waits for its epoch.
     OutputWaits,
     /// Time passed.
@@ -112,6 +116,8 @@ pub enum Action {
     Capture {
         epoch: Epoch,
     },
+    /// Let the guest stand still for a moment: it writes more than is sent.
+    Brake,
     /// What may leave from now on.
     Release(Output),
     Propose(Proposal),
@@ -148,6 +154,7 @@ pub struct Primary {
     /// The epoch that the guest is in.
     running: Epoch,
     capturing: bool,
+    braking: bool,
     confirmed: Epoch,
     heard: Instant,
     pace: Pace,
@@ -169,6 +176,7 @@ impl Primary {
             link_up: false,
             running: Epoch::NONE,
             capturing: false,
+            braking: false,
             confirmed: Epoch::NONE,
             heard: now,
             pace: Pace::new(limits, now),
@@ -229,6 +237,10 @@ impl Primary {
             Event::Confirmed { session, epoch, echo } => self.confirmed_by_standby(now, session, epoch, echo, out),
             Event::Refused { session } if self.session == Some(session) => self.give_up(out),
             Event::Refused { .. } | Event::Tick => {}
+            Event::Braked => {
+                self.braking = false;
+                self.pace.braked(now);
+            }
             Event::OutputWaits => self.pace.output(),
         }
         self.advance(now, out);
@@ -286,7 +298,8 @@ impl Primary {
     }
 
     fn advance(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let silent = now.since(self.heard) >= SILENCE_MAX;
+        let silence_max = if self.phase == Phase::Filling { SILENCE_FILLING_MAX } else { SILENCE_MAX };
+        let silent = now.since(self.heard) >= silence_max;
         if silent && self.session.is_some() {
             self.give_up(out);
         }
@@ -333,6 +346,7 @@ impl Primary {
         self.session = Some(session);
         self.opened = false;
         self.filled = false;
+        self.braking = false;
         self.running = Epoch::FIRST;
         self.confirmed = Epoch::NONE;
         self.heard = now;
@@ -363,6 +377,10 @@ impl Primary {
         if !self.capturing && (first || more && self.pace.is_due(now, unconfirmed)) {
             self.capturing = true;
             out.push(Action::Capture { epoch: self.running });
+        }
+        if more && !self.capturing && !self.braking && self.pace.is_ahead(now, unconfirmed) {
+            self.braking = true;
+            out.push(Action::Brake);
         }
     }
 

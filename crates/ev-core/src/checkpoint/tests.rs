@@ -124,6 +124,15 @@ fn a_silent_standby_is_given_up() {
 }
 
 #[test]
+fn a_standby_that_prepares_itself_is_given_time() {
+    let mut engine = Primary::new(PaceLimits::default(), at(0));
+    step(&mut engine, 0, Event::LinkUp);
+    assert_eq!(step(&mut engine, 0, Event::Wanted { session: Some(SESSION) }), [Action::Begin { session: SESSION }]);
+    assert_eq!(step(&mut engine, 9_999, Event::Tick), []);
+    assert_eq!(step(&mut engine, 10_000, Event::Tick), [Action::End]);
+}
+
+#[test]
 fn checkpoints_come_at_once_for_output_and_seldom_without() {
     let limits = PaceLimits { run_per_pause_waiting: 3, ..PaceLimits::default() };
     let mut pace = Pace::new(limits, at(0));
@@ -139,6 +148,27 @@ fn checkpoints_come_at_once_for_output_and_seldom_without() {
     pace.output();
     assert!(!pace.is_due(at(54), 0));
     assert!(pace.is_due(at(55), 0), "a pause takes nothing from a guest that does nothing");
+}
+
+#[test]
+fn a_guest_that_runs_ahead_of_what_is_sent_is_slowed_until_the_standby_has_it() {
+    let mut engine = protected();
+    assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE, load: Load::Busy }), []);
+    assert_eq!(step(&mut engine, 200, Event::OutputWaits), [Action::Capture { epoch: Epoch(3) }]);
+    assert_eq!(step(&mut engine, 205, Event::Captured { epoch: Epoch(3), pause: PAUSE, load: Load::Busy }), []);
+    for at_ms in [600, 1_204] {
+        assert_eq!(step(&mut engine, at_ms, confirm(1, at_ms)), [], "the link may just have been busy");
+    }
+    assert_eq!(step(&mut engine, 1_205, Event::Tick), [Action::Brake]);
+    assert_eq!(step(&mut engine, 1_400, Event::Tick), [], "one at a time");
+    assert_eq!(step(&mut engine, 1_401, Event::Braked), []);
+    assert_eq!(step(&mut engine, 1_430, Event::Tick), [], "it runs for a while");
+    assert_eq!(step(&mut engine, 1_431, Event::Tick), [Action::Brake]);
+    assert_eq!(step(&mut engine, 1_500, Event::Braked), []);
+    let confirmed = step(&mut engine, 1_510, confirm(2, 1_505));
+    assert_eq!(confirmed, [Action::Release(Output::Through(Epoch(2))), Action::Capture { epoch: Epoch(4) }]);
+    assert_eq!(step(&mut engine, 1_600, Event::Tick), []);
 }
 
 #[test]

@@ -182,6 +182,13 @@ pub struct Settings {
     /// VMs of one host that may send their memory to their standbys at the same time.
     #[serde(default = "one")]
     pub sync_at_once: u32,
+    /// A guest at level 3 is not to stand still for longer than about this at a time, for a synchronisation or a checkpoint.
+    #[serde(default = "blackout")]
+    pub blackout_ms: u64,
+}
+
+fn blackout() -> u64 {
+    300
 }
 
 fn one() -> u32 {
@@ -204,6 +211,7 @@ impl Default for Settings {
             copy_rate_limit_bytes: 0,
             scrub_interval_s: weekly(),
             sync_at_once: one(),
+            blackout_ms: blackout(),
         }
     }
 }

@@ -228,6 +228,7 @@ impl World {
                 self.say(1 - index, Message::Open(session));
             }
             Action::Capture { epoch } => self.begin_pause(index, epoch),
+            Action::Brake => self.tell(index, Event::Braked),
             Action::Release(output) => {
                 self.released(index);
                 let pair = &mut self.hosts[index].pair;

@@ -493,6 +493,7 @@ impl World {
                     self.send(CLOCK_LANE, Message::Begin(session));
                 }
                 Action::Capture { epoch } => self.capture = Some((epoch, self.now_ms + self.rng.within(1..20))),
+                Action::Brake => self.tell(Event::Braked),
                 Action::Release(output) => self.release(output),
                 Action::Propose(proposal) => {
                     let at = self.now_ms + self.rng.within(1..300);

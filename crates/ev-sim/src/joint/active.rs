@@ -158,6 +158,7 @@ impl World {
                 am.filled_at = None;
                 self.say(1 - index, LaneMessage::Begin(session));
             }
+            Action::Brake => self.tell_primary(index, Event::Braked),
             Action::Capture { epoch } => {
                 let session = am.session.expect("a checkpoint is one of a session");
                 am.pause = Some(Pause { session, epoch, since_ms: now_ms });

@@ -25,7 +25,7 @@ use super::pause::{CONNECT_TIME_MAX, Checkpointer};
 use super::stream::StateError;
 use crate::guest::Guest;
 use crate::qmp::{DirectQmp, QmpError, RunState};
-use crate::ram::{PassError, PassReport, RamTracker, Staging, TrackError};
+use crate::ram::{PartlyDone, PassError, PassReport, RamTracker, Staging, TrackError};
 
 /// How long `stop` and the saving of devices may take together, before the checkpoint is given up.
 pub const PAUSE_TIME_MAX: Duration = Duration::from_secs(1);
@@ -127,6 +127,8 @@ pub type AtStop = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 enum Request {
     Precopy(EpochBuffer, Answer<(EpochBuffer, PassReport), CaptureError>),
+    PrecopyStanding(EpochBuffer, PartlyDone, Duration, Answer<(EpochBuffer, PartlyDone, PassReport), CaptureError>),
+    Brake(Duration, Answer<(), CaptureError>),
     Checkpoint(EpochBuffer, AtStop, Answer<Checkpoint, NotTaken>),
 }
 
@@ -180,6 +182,28 @@ impl Capture {
         self.ask(|answer| Request::Precopy(epoch, answer)).await.ok_or(CaptureError::Incomplete)?
     }
 
+    /// Goes on with a pass in parts: as much as can be copied while the guest stands still for about `time`, so that pages are found
+    /// faster than they are written. [`RamTracker::is_over`] tells when all was looked at.
+    ///
+    /// # Errors
+    /// As of [`Self::precopy`], or the guest did not run, or did not stop in time.
+    pub async fn precopy_standing(
+        &mut self,
+        epoch: EpochBuffer,
+        at: PartlyDone,
+        time: Duration,
+    ) -> Result<(EpochBuffer, PartlyDone, PassReport), CaptureError> {
+        self.ask(|answer| Request::PrecopyStanding(epoch, at, time, answer)).await.ok_or(CaptureError::Incomplete)?
+    }
+
+    /// Lets the guest stand still for `time`, and go on.
+    ///
+    /// # Errors
+    /// It did not run, or did not stop in time.
+    pub async fn brake(&mut self, time: Duration) -> Result<(), CaptureError> {
+        self.ask(|answer| Request::Brake(time, answer)).await.ok_or(CaptureError::Incomplete)?
+    }
+
     /// Stops the guest, calls `at_stop`, takes the checkpoint, and lets the guest go on.
     ///
     /// # Errors
@@ -204,6 +228,15 @@ fn serve(mut checkpointer: Checkpointer, requests: &Receiver<Request>) {
             Request::Precopy(mut epoch, answer) => {
                 let report = checkpointer.precopy(&mut epoch);
                 answer.send(report.map(|report| (epoch, report))).is_ok()
+            }
+            Request::PrecopyStanding(mut epoch, mut at, time, answer) => {
+                let report = checkpointer.precopy_standing(&mut epoch, &mut at, time);
+                answer.send(report.map(|report| (epoch, at, report))).is_ok()
+            }
+            // Nothing is lost by it.
+            Request::Brake(time, answer) => {
+                let _ = answer.send(checkpointer.brake(time));
+                true
             }
             Request::Checkpoint(epoch, at_stop, answer) => answer.send(checkpointer.checkpoint(epoch, at_stop)).is_ok(),
         };

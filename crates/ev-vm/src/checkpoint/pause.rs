@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
-use crate::ram::{PassError, PassReport, RamTracker, Writes};
+use crate::ram::{PartlyDone, PassError, PassReport, RamTracker, Writes};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Completeness {
@@ -55,6 +55,51 @@ impl Checkpointer {
         let report = self.tracker.copy_written(&mut epoch.pages)?;
         self.completeness = Completeness::Whole;
         Ok(report)
+    }
+
+    /// The same for a part of the memory, as much as goes while the guest stands still for about `time`.
+    pub(super) fn precopy_standing(
+        &mut self,
+        epoch: &mut EpochBuffer,
+        at: &mut PartlyDone,
+        time: Duration,
+    ) -> Result<PassReport, CaptureError> {
+        self.begin()?;
+        let report = self.standing(|checkpointer| {
+            Ok(checkpointer.tracker.copy_written_until(&mut epoch.pages, at, Instant::now() + time)?)
+        })?;
+        self.completeness = Completeness::Whole;
+        Ok(report)
+    }
+
+    /// Lets the guest stand still for `time`.
+    pub(super) fn brake(&mut self, time: Duration) -> Result<(), CaptureError> {
+        self.standing(|_| {
+            std::thread::sleep(time);
+            Ok(())
+        })
+    }
+
+    /// Stops the guest for as long as `work` takes.
+    fn standing<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, CaptureError>) -> Result<T, CaptureError> {
+        self.qmp.forget()?;
+        let stop = self.qmp.write_most("stop")?;
+        self.qmp.finish("stop")?;
+        let awaited =
+            |id, command| Awaited { id, command, time_max: PAUSE_TIME_MAX, deadline: Instant::now() + PAUSE_TIME_MAX };
+        let mut heard_stop = false;
+        let stopped = self.qmp.answer(awaited(stop, "stop"), |event| heard_stop |= event.kind == EventKind::Stop);
+        if stopped.is_ok() && !heard_stop {
+            return Err(self.not_running()?);
+        }
+        let done = stopped.map_err(CaptureError::from).and_then(|_| work(self));
+        // In any case: also a `stop` that was not answered will be carried out, and this after it.
+        let cont = self.qmp.write_most("cont")?;
+        self.qmp.finish("cont")?;
+        let running = self.qmp.answer(awaited(cont, "cont"), |_| {});
+        let done = done?;
+        running?;
+        Ok(done)
     }
 
     pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer, at_stop: AtStop) -> Result<Checkpoint, NotTaken> {
@@ -109,9 +154,14 @@ impl Checkpointer {
     fn was_not_running(&mut self, saved: Awaited) -> Result<Taken, CaptureError> {
         self.qmp.answer(saved, |_| {})?;
         self.qmp.cancel("cont")?;
+        Err(self.not_running()?)
+    }
+
+    /// Why there was nothing to stop.
+    fn not_running(&mut self) -> Result<CaptureError, CaptureError> {
         let status = self.qmp.run("query-status", Value::Null, PAUSE_TIME_MAX)?;
         let name = status.get("status").and_then(Value::as_str).ok_or(QmpError::Protocol)?;
-        Err(CaptureError::NotRunning { state: run_state(name) })
+        Ok(CaptureError::NotRunning { state: run_state(name) })
     }
 
     /// While the guest stands still.

@@ -65,6 +65,12 @@ pub enum Writes {
     Possible,
 }
 
+/// How far a pass in parts is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartlyDone {
+    stripes: usize,
+}
+
 /// Looks which pages were written.
 #[derive(Debug)]
 pub struct RamTracker {
@@ -152,6 +158,39 @@ impl RamTracker {
             Ok(pages)
         })?;
         Ok(PassReport { pages, time: start.elapsed() })
+    }
+
+    /// Goes on with a pass in parts: copies written pages from where `at` is on, until `deadline`, on this thread alone.
+    ///
+    /// # Errors
+    /// As of [`Self::copy_written`].
+    pub fn copy_written_until(
+        &self,
+        staging: &mut Staging,
+        at: &mut PartlyDone,
+        deadline: Instant,
+    ) -> Result<PassReport, PassError> {
+        let start = Instant::now();
+        let (parts, places) = staging.split();
+        let Some(part) = parts.first_mut() else { return Ok(PassReport::default()) };
+        let mut found = vec![WrittenRange::default(); RANGES_MAX];
+        let mut pages = 0;
+        while let Some(stripe) = self.stripes.get(at.stripes)
+            && Instant::now() < deadline
+        {
+            self.written(*stripe, &mut found, |first, count| {
+                pages += count;
+                part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
+            })?;
+            at.stripes += 1;
+        }
+        Ok(PassReport { pages, time: start.elapsed() })
+    }
+
+    /// Whether a pass in parts has looked at all of the memory.
+    #[must_use]
+    pub fn is_over(&self, at: PartlyDone) -> bool {
+        at.stripes >= self.stripes.len()
     }
 
     /// An instant, for [`Self::writes_since`].

@@ -101,6 +101,7 @@ pub async fn set(client: &Client, format: Format, change: SettingsView) -> Resul
         facts([
             ("Copies", rate.map_or("no limit".to_owned(), |rate| format!("at most {} a second", output::bytes(rate)))),
             ("Comparisons", interval.map_or("only on demand".to_owned(), every)),
+            ("Blackouts", settings.blackout_ms.map_or("-".to_owned(), |ms| format!("at most about {ms} ms"))),
             ("Memory to standbys", settings.sync_at_once.map_or("-".to_owned(), |vms| format!("{vms} VMs at once"))),
         ])
     })

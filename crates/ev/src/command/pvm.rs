@@ -132,11 +132,16 @@ async fn switch(client: &Client, vm: &str, wait: Wait) -> Result<(), Failure> {
         return Ok(());
     }
     wait::soon(client, vm, wait, &format!("the switch of {vm}"), |view| {
-        Ok(view.active.is_some() && view.active != before.active && view.power == PowerState::Running)
+        let runs_there = view.active.is_some() && view.active != before.active && view.power == PowerState::Running;
+        Ok(runs_there && view.level3.is_some())
     })
     .await?;
     let took = start.elapsed().as_millis();
-    output::print(&format!("it runs there {took} ms after the order, by the first report of it\n"))
+    let view: VmView = client.get(&path(vm, "")).await?;
+    let blackout = view.level3.and_then(|level3| level3.blackout_us).map(|us| format!("at most {} ms", us / 1_000));
+    let blackout = blackout.unwrap_or_else(|| "a boot, as it was started from its disks".to_owned());
+    let host = view.active.unwrap_or_default();
+    output::print(&format!("it runs on {host}, {took} ms after the order, with a blackout of {blackout}\n"))
 }
 
 /// Whether `--all` means this VM too.

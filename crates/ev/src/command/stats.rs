@@ -93,22 +93,27 @@ fn all(level3: &Level3View) -> String {
         ("State", level3_state(&level3.state)),
         ("Checkpoint", format!("{} confirmed, one every {}", level3.confirmed, ms(level3.epoch_us))),
         ("Pause", format!("{} (median), {} (p99)", ms(level3.pause_median_us), ms(level3.pause_p99_us))),
+        ("Stands still", format!("{} of the time", permille(level3.stood_still_permille))),
         ("Sent", format!("{} pages/s, {}/s", level3.pages_per_s, bytes(level3.bytes_per_s))),
         ("Added latency", format!("{} (median), {} (p99)", ms(level3.latency_median_us), ms(level3.latency_p99_us))),
         ("Standby's lag", format!("{} (median)", ms(level3.lag_median_us))),
+        (
+            "Last blackout",
+            level3.blackout_us.map_or_else(|| "-".to_owned(), |us| format!("{}, when it went on on this host", ms(us))),
+        ),
         ("Last session", level3.last_end.clone().map_or_else(|| "-".to_owned(), |why| format!("ended: {why}"))),
     ])
 }
 
-const WIDTHS: [usize; 9] = [25, 14, 9, 9, 9, 9, 11, 9, 9];
+const WIDTHS: [usize; 10] = [25, 14, 9, 9, 9, 7, 9, 11, 9, 9];
 
-fn row(cells: [String; 9]) -> String {
+fn row(cells: [String; 10]) -> String {
     let cells: Vec<String> = cells.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:<width$}")).collect();
     format!("{}\n", cells.join(" ").trim_end())
 }
 
 fn header() -> String {
-    row(["TIME", "STATE", "EPOCH", "PAUSE", "P99", "PAGES/S", "BYTES/S", "LATENCY", "LAG"].map(str::to_owned))
+    row(["TIME", "STATE", "EPOCH", "PAUSE", "P99", "STILL", "PAGES/S", "BYTES/S", "LATENCY", "LAG"].map(str::to_owned))
 }
 
 fn line(stats: &Stats, level3: &Level3View) -> String {
@@ -119,11 +124,16 @@ fn line(stats: &Stats, level3: &Level3View) -> String {
         ms(level3.epoch_us),
         ms(level3.pause_median_us),
         ms(level3.pause_p99_us),
+        permille(level3.stood_still_permille),
         level3.pages_per_s.to_string(),
         bytes(level3.bytes_per_s),
         ms(level3.latency_median_us),
         ms(level3.lag_median_us),
     ])
+}
+
+fn permille(part: u64) -> String {
+    format!("{}.{} %", part / 10, part % 10)
 }
 
 fn ms(microseconds: u64) -> String {
@@ -143,12 +153,14 @@ mod tests {
             epoch_us: 12_345,
             pause_median_us: 2_499,
             pause_p99_us: 4_000,
+            stood_still_permille: 0,
             pages_per_s: 812,
             bytes_per_s: 3 << 20,
             latency_median_us: 9_870,
             latency_p99_us: 21_000,
             lag_median_us: 999,
             last_end: Some("the link was lost".to_owned()),
+            blackout_us: None,
         }
     }
 

@@ -168,8 +168,12 @@ fn settings_view(settings: &Settings) -> SettingsView {
         scrub_interval_s: Some(settings.scrub_interval_s),
         copy_rate_limit_bytes: Some(settings.copy_rate_limit_bytes),
         sync_at_once: Some(settings.sync_at_once),
+        blackout_ms: Some(settings.blackout_ms),
     }
 }
+
+/// Below, a checkpoint's pause alone would be too long; above, clients would notice.
+const BLACKOUT_MS: std::ops::RangeInclusive<u64> = 20..=1_000;
 
 pub async fn settings_set(State(app): State<Arc<App>>, Body(request): Body<SettingsView>) -> Answer<SettingsView> {
     let member = app.member()?;
@@ -180,6 +184,12 @@ pub async fn settings_set(State(app): State<Arc<App>>, Body(request): Body<Setti
     if settings.sync_at_once == 0 {
         let text = "no VM could be synchronised with 0 at once";
         return refuse(ErrorCode::Invalid, text.to_owned(), "give 1 or more");
+    }
+    settings.blackout_ms = request.blackout_ms.unwrap_or(settings.blackout_ms);
+    if !BLACKOUT_MS.contains(&settings.blackout_ms) {
+        let (low, high) = (BLACKOUT_MS.start(), BLACKOUT_MS.end());
+        let text = format!("a guest can't be held to stand still for {} ms at most", settings.blackout_ms);
+        return refuse(ErrorCode::Invalid, text, format!("give {low} to {high} ms"));
     }
     member.propose(Command::SettingsSet { settings }).await?;
     Ok(Json(settings_view(&settings)))

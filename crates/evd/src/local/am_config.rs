@@ -43,6 +43,7 @@ pub fn am_config(app: &App, member: &Member, state: &PoolState, vm: &Vm) -> AmCo
         },
         copy_rate_limit: (settings.copy_rate_limit_bytes > 0).then_some(settings.copy_rate_limit_bytes),
         turns: Turns { folder: app.config.run_dir.join("turns"), at_once: settings.sync_at_once },
+        blackout_ms: settings.blackout_ms,
     }
 }
 

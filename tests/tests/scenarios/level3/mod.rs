@@ -5,6 +5,8 @@ mod database;
 mod links;
 mod power;
 mod programs;
+mod queue;
+mod slow;
 mod steps;
 mod switch;
 

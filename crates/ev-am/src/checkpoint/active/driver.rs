@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use super::busy::Busy;
-use super::work::{self, Done, FILL_PASSES_MAX, PASS_PAGES_MIN, Pending, Started, Work};
+use super::work::{self, Done, FILL_PASSES_MAX, Inner, PASS_PAGES_MIN, Pending, Started, Work};
 use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
 use crate::checkpoint::stats::Stats;
@@ -33,18 +33,6 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 const LASTED: Duration = Duration::from_secs(10);
 /// A stream that is wanted and not there is asked for this often.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
-
-/// What the driver's own tasks tell it.
-pub enum Inner {
-    Lane(LaneEvent),
-    Done(Session, Done),
-}
-
-impl From<LaneEvent> for Inner {
-    fn from(event: LaneEvent) -> Self {
-        Self::Lane(event)
-    }
-}
 
 pub struct Driver {
     spec: ActiveSpec,
@@ -89,6 +77,7 @@ impl Driver {
         let notify = Arc::clone(&waits);
         spec.hold.on_waiting(move |_| notify.notify_one());
         let now = Instant::now();
+        let stats = Stats::new(spec.blackout);
         let turn = Turn::new(spec.limits.who.clone());
         Self {
             spec,
@@ -113,7 +102,7 @@ impl Driver {
             retry_pause: RETRY_FIRST,
             clock_at: now,
             asked_at: None,
-            stats: Stats::default(),
+            stats,
             busy: Busy::default(),
             turn,
         }
@@ -260,8 +249,8 @@ impl Driver {
     }
 
     fn end_because(&mut self, why: &str) {
-        if self.work.is_some() {
-            self.stats.last_end = Some(why.to_owned());
+        if let Some(work) = &mut self.work {
+            work.why.get_or_insert_with(|| why.to_owned());
         }
     }
 
@@ -372,6 +361,9 @@ impl Driver {
     /// Begins what waits, if it can be.
     fn work_on(&mut self) {
         let Some(work) = &mut self.work else { return };
+        if work.brake && work.pending.is_none() {
+            return self.brake();
+        }
         let Some((pending, capture, buffer)) = work.next() else { return };
         let (session, inner) = (work.session, self.inner.clone());
         let at_stop = |epoch| work.at_stop(&self.spec.hold, epoch);
@@ -383,7 +375,8 @@ impl Driver {
                 });
             }
             Pending::Checkpoint(epoch) => {
-                let (ahead, at_stop) = (work.copies_ahead(), at_stop(epoch));
+                let ahead = work.copies_ahead().then_some(self.spec.limits.blackout);
+                let at_stop = at_stop(epoch);
                 let guest = self.spec.guest.clone();
                 tokio::spawn(async move {
                     let done = work::checkpoint(capture, buffer, epoch, ahead, at_stop).await;
@@ -395,6 +388,18 @@ impl Driver {
                 });
             }
         }
+    }
+
+    /// Slows the guest, if nothing else is done with it now.
+    fn brake(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let Some(capture) = work.capture.take() else { return };
+        work.brake = false;
+        let (session, inner, blackout) = (work.session, self.inner.clone(), self.spec.limits.blackout);
+        tokio::spawn(async move {
+            let done = work::brake(capture, blackout).await;
+            let _ = inner.send(Inner::Done(session, done)).await;
+        });
     }
 
     fn on_done(&mut self, session: Session, done: Done) {
@@ -422,10 +427,25 @@ impl Driver {
                     self.tell(Event::OutputWaits);
                 }
             }
+            Done::Braked(braked) => self.braked(session, braked),
             // Also of a session that is over: the engine waits for the end of the pause.
             Done::Captured(_, Err(why)) => self.failed(&why),
             Done::Started(_) | Done::Passed(_) => {}
         }
+    }
+
+    fn braked(&mut self, session: Session, braked: Result<(ev_vm::checkpoint::Capture, Duration), String>) {
+        let work = self.work.as_mut().filter(|work| work.session == session);
+        match (braked, work) {
+            (Ok((capture, time)), Some(work)) => {
+                work.capture = Some(capture);
+                self.stats.stood_still(time);
+            }
+            (Err(why), Some(_)) => self.failed(&why),
+            (_, None) => {}
+        }
+        self.tell(Event::Braked);
+        self.work_on();
     }
 
     fn started(&mut self, started: Result<Started, String>) {
@@ -503,6 +523,13 @@ impl Driver {
                 }
                 self.work_on();
             }
+            Action::Brake => match &mut self.work {
+                Some(work) => {
+                    work.brake = true;
+                    self.work_on();
+                }
+                None => self.tell(Event::Braked),
+            },
             Action::Release(Output::Through(Epoch::NONE)) => self.spec.hold.hold_from(Epoch::FIRST),
             Action::Release(Output::Through(epoch)) => {
                 self.spec.hold.release_through(epoch);
@@ -545,7 +572,11 @@ impl Driver {
 
     fn end(&mut self) {
         let Some(work) = self.work.take() else { return };
-        let why = self.stats.last_end.clone().unwrap_or_default();
+        let why = work.why.clone().unwrap_or_else(|| match &self.wish {
+            Wish::No(why) => why.clone(),
+            Wish::Yes => "the standby was silent, or the pool counts on it no more".to_owned(),
+        });
+        self.stats.last_end = Some(why.clone());
         tracing::warn!(session = %work.session, why, "the session with the standby is over");
         if let Some(lane) = &self.lane {
             lane.send(LaneMessage::End { session: work.session });

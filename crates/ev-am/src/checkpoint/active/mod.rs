@@ -8,6 +8,7 @@ mod driver;
 mod work;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ev_core::checkpoint::{Proposal, Standing};
 use ev_core::report::{Level3Report, Level3State};
@@ -27,6 +28,8 @@ pub struct ActiveSpec {
     pub hold: Arc<OutputHold>,
     pub machine: String,
     pub origin: Origin,
+    /// For how long the guest stood still when it went on here from its memory, if it did.
+    pub blackout: Option<Duration>,
     pub limits: Limits,
 }
 
@@ -38,6 +41,8 @@ pub struct Limits {
     pub turns: Turns,
     /// Most bytes per second while the whole memory is sent.
     pub bytes_per_s: Option<u64>,
+    /// The guest is not to stand still for longer than about this at a time.
+    pub blackout: Duration,
 }
 
 /// Where the guest comes from.
@@ -147,11 +152,13 @@ fn first_report() -> Level3Report {
         epoch_us: 0,
         pause_median_us: 0,
         pause_p99_us: 0,
+        stood_still_permille: 0,
         pages_per_s: 0,
         bytes_per_s: 0,
         latency_median_us: 0,
         latency_p99_us: 0,
         lag_median_us: 0,
         last_end: None,
+        blackout_us: None,
     }
 }

@@ -12,7 +12,9 @@ use ev_mirror::Disk;
 use ev_net::OutputHold;
 use ev_vm::Guest;
 use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer};
-use ev_vm::ram::PassReport;
+use ev_vm::ram::{PartlyDone, PassReport};
+
+use crate::checkpoint::lane::LaneEvent;
 
 /// Threads that copy pages in the pause.
 const COPYING_THREADS: usize = 2;
@@ -27,6 +29,10 @@ const AHEAD_PAGES_MIN: usize = 2_500;
 const PASSES_MAX: usize = 2;
 /// Passes after the whole memory was sent; then the rest is for the pause, however much it is.
 pub const FILL_PASSES_MAX: usize = 5;
+/// The guest stands still for a half of what it may at once, then runs for an eighth, while pages are copied faster than it writes them,
+/// or while it waits for a link that is behind.
+const STANDING_PART: u32 = 2;
+const RUNNING_PART: u32 = 8;
 /// How long a disk's thread may take to mark the end of an epoch.
 const MARK_TIME_MAX: Duration = Duration::from_millis(300);
 
@@ -43,6 +49,10 @@ pub struct Work {
     pub pending: Option<Pending>,
     /// Pages of the last epoch.
     pub last_pages: usize,
+    /// The guest is to be slowed.
+    pub brake: bool,
+    /// What is known of why it ends.
+    pub why: Option<String>,
 }
 
 /// What waits for the capture and a buffer.
@@ -65,8 +75,21 @@ pub struct Started {
 pub enum Done {
     Started(Result<Started, String>),
     Passed(Result<(Capture, EpochBuffer, PassReport), String>),
+    Braked(Result<(Capture, Duration), String>),
     /// The capture comes back if it is of further use.
     Captured(Epoch, Result<(Capture, Box<Checkpoint>), String>),
+}
+
+/// What the driver's own tasks tell it.
+pub enum Inner {
+    Lane(LaneEvent),
+    Done(Session, Done),
+}
+
+impl From<LaneEvent> for Inner {
+    fn from(event: LaneEvent) -> Self {
+        Self::Lane(event)
+    }
 }
 
 /// A QEMU that dies lets a checkpoint fail before its end is known. Then nothing is to be given up: the standby goes on.
@@ -84,6 +107,8 @@ impl Work {
             passes: 0,
             pending: None,
             last_pages: 0,
+            brake: false,
+            why: None,
         }
     }
 
@@ -158,25 +183,50 @@ pub async fn pass(mut capture: Capture, buffer: EpochBuffer) -> Done {
     Done::Passed(passed.map(|(buffer, report)| (capture, buffer, report)).map_err(|error| error.to_string()))
 }
 
+/// Lets the guest stand still for a part of `blackout`.
+pub async fn brake(mut capture: Capture, blackout: Duration) -> Done {
+    let time = blackout / STANDING_PART;
+    Done::Braked(capture.brake(time).await.map(|()| (capture, time)).map_err(|error| error.to_string()))
+}
+
+/// Copies written pages, until the rest can be copied in a pause of `blackout`.
+async fn copy_ahead(
+    capture: &mut Capture,
+    mut buffer: EpochBuffer,
+    blackout: Duration,
+) -> Result<EpochBuffer, CaptureError> {
+    let mut last = PassReport::default();
+    for _ in 0..PASSES_MAX {
+        (buffer, last) = capture.precopy(buffer).await?;
+        if last.pages < PASS_PAGES_MIN {
+            break;
+        }
+    }
+    if last.time < blackout {
+        return Ok(buffer);
+    }
+    tracing::debug!(?last, "the guest writes faster than its pages are copied: it is slowed");
+    let mut at = PartlyDone::default();
+    while !capture.tracker().is_over(at) {
+        (buffer, at, _) = capture.precopy_standing(buffer, at, blackout / STANDING_PART).await?;
+        tokio::time::sleep(blackout / RUNNING_PART).await;
+    }
+    Ok(buffer)
+}
+
+/// `ahead`: the pause alone would take long.
 pub async fn checkpoint(
     mut capture: Capture,
     mut buffer: EpochBuffer,
     epoch: Epoch,
-    ahead: bool,
+    ahead: Option<Duration>,
     at_stop: AtStop,
 ) -> Done {
-    if ahead {
-        for _ in 0..PASSES_MAX {
-            match capture.precopy(buffer).await {
-                Ok((filled, report)) => {
-                    buffer = filled;
-                    if report.pages < PASS_PAGES_MIN {
-                        break;
-                    }
-                }
-                Err(error) => return Done::Captured(epoch, Err(error.to_string())),
-            }
-        }
+    if let Some(blackout) = ahead {
+        buffer = match copy_ahead(&mut capture, buffer, blackout).await {
+            Ok(buffer) => buffer,
+            Err(error) => return Done::Captured(epoch, Err(error.to_string())),
+        };
     }
     reach(Step::ActiveBeforeStop);
     let taken = capture.checkpoint(buffer, at_stop).await;

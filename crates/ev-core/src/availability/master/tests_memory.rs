@@ -197,12 +197,14 @@ fn level3(bench: &mut Bench, state: Level3State) {
         epoch_us: 0,
         pause_median_us: 0,
         pause_p99_us: 0,
+        stood_still_permille: 0,
         pages_per_s: 0,
         bytes_per_s: 0,
         latency_median_us: 0,
         latency_p99_us: 0,
         lag_median_us: 0,
         last_end: None,
+        blackout_us: None,
     });
     bench.master.report(at(bench.now_ms), report, &bench.state);
 }

@@ -1,0 +1,60 @@
+//! A link that carries less than the guest writes, and a standby whose disk is full: the guest goes on, is never unsafe, and all is said.
+
+use std::time::{Duration, Instant};
+
+use ev_lab::{DiskKind, Network};
+use ev_tests::{System, TestLab, TinyGuest, TinyImage, in_client};
+
+/// What the slow link carries.
+const SLOW_BITS_PER_S: u64 = 100_000_000;
+/// For so long it is watched what becomes of it.
+const WATCHED: Duration = Duration::from_secs(15);
+/// A guest must not stand still for longer.
+const STANDSTILL_MAX_US: u64 = 1_000_000;
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_guest_that_writes_more_than_the_link_carries_is_slowed_and_goes_on() {
+    let lab = TestLab::up(2, 1);
+    let (system, stream) = System::tiny(&lab);
+    for (host, network) in
+        [("h1", Network::Private1), ("h1", Network::Private2), ("h2", Network::Private1), ("h2", Network::Private2)]
+    {
+        lab.set_rate(host, network, Some(SLOW_BITS_PER_S)).expect("the lab sets the rate");
+    }
+    let (start, mut stood_still) = (Instant::now(), 0);
+    while start.elapsed() < WATCHED {
+        std::thread::sleep(Duration::from_millis(500));
+        let view = system.view("h1");
+        let level3 = view.level3.expect("it is at level 3");
+        assert!(level3.pause_p99_us < STANDSTILL_MAX_US, "{level3:?}");
+        stood_still = stood_still.max(level3.stood_still_permille);
+        println!("{:?}: {level3:?}, gap {:?}", start.elapsed(), stream.take_longest_gap());
+    }
+    assert!(stood_still > 0, "how much it is slowed is said");
+    // A dead host is no matter either way.
+    system.kill_active(&stream, "h1");
+    system.unnoticed(stream, &["h1", "h2"]);
+}
+
+#[test]
+fn a_full_disk_of_the_standby_costs_redundancy_until_there_is_room() {
+    let lab = TestLab::up(2, 1);
+    let (system, load) = System::tiny_with_writes(&lab);
+    let (before, boot_id) = (system.protected("h1"), system.boot_id());
+    lab.fill_disk("h2", DiskKind::Storage, 0).expect("fills");
+    // The slots of the load lie in the first megabyte, which has its room already: this needs more.
+    let bulk = |work: &(dyn Fn(&mut TinyGuest) + Sync)| {
+        in_client(&lab, || work(&mut TinyGuest::connect(TinyImage::ADDRESS).expect("it answers")));
+    };
+    bulk(&|guest: &mut TinyGuest| guest.fill(16, 64, 7).expect("written, on one host"));
+    load.wait_for_more(100, LIMIT);
+    system.simplex("h1");
+    lab.unfill_disk("h2", DiskKind::Storage).expect("empties");
+    system.protected_anew("h1", &before);
+    lab.kill("h1").expect("dies");
+    load.wait_for_more(50, LIMIT);
+    bulk(&|guest: &mut TinyGuest| guest.check(16, 64, 7).expect("all of it is there"));
+    assert_eq!(system.boot_id(), boot_id, "the guest went on");
+    println!("{:?}", load.stop());
+}
