@@ -348,6 +348,7 @@ impl Coordinator {
             return;
         }
         self.local.failed = true;
+        self.settling.forget_flushes();
         out.push(Action::Trouble(Trouble::LocalFailed));
         self.ahead_is_stuck(None, out);
         self.abort_copy(out);

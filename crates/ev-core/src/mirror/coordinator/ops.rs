@@ -1,11 +1,12 @@
 //! The way of a guest's operation: queued behind what overlaps, marked in the log, started on both replicas, acknowledged.
 
-use super::super::acknowledge::{Decision, Leg};
+use super::super::acknowledge::{Decision, Leg, Required};
 use super::super::extent::Extent;
 use super::super::lock::Turn;
 use super::super::message::{Action, Durability, LocalIo, Message, OpId, Outcome, Source, Trouble, Write, WriteKind};
 use super::Coordinator;
 use super::op::{Op, Stage, Task};
+use super::settle::Flushed;
 
 impl Coordinator {
     pub(super) fn submit_write(&mut self, op: OpId, write: Write, out: &mut Vec<Action>) {
@@ -146,11 +147,34 @@ impl Coordinator {
 
     pub(super) fn submit_flush(&mut self, op: OpId, out: &mut Vec<Action>) {
         if self.record.is_some() && !self.own.unresolved {
-            self.start_flush(op, Task::Flush, out);
+            if self.is_flushed() {
+                self.answer_flushed(op, out);
+            } else {
+                self.start_flush(op, Task::Flush, out);
+            }
         } else {
             self.ops.insert(op, Op::new(Task::Flush, Stage::Logging));
             self.logging.insert(op);
         }
+    }
+
+    /// Whether all that was written is durable wherever a flush is waited for. QEMU flushes whenever the guest is stopped, so at each
+    /// checkpoint.
+    fn is_flushed(&self) -> bool {
+        match self.settling.all_flushed() {
+            Some(Flushed::OnBoth) => !self.local.failed,
+            Some(Flushed::Here) => !self.local.failed && !self.waits_for().partner,
+            None => false,
+        }
+    }
+
+    fn answer_flushed(&mut self, op: OpId, out: &mut Vec<Action>) {
+        let Required { local, partner } = self.waits_for();
+        let leg = |waited_for| if waited_for { Leg::Done } else { Leg::Unneeded };
+        let mut entry = Op::new(Task::Flush, Stage::Started);
+        (entry.local, entry.partner) = (leg(local), leg(partner));
+        self.ops.insert(op, entry);
+        self.reconsider(op, out);
     }
 
     pub(super) fn start_flush(&mut self, op: OpId, task: Task, out: &mut Vec<Action>) {
@@ -158,6 +182,7 @@ impl Coordinator {
         entry.epoch = self.settling.flush_starts();
         (entry.local, entry.partner) = self.start_legs(op, &Message::Flush { op }, LocalIo::Flush, out);
         self.ops.insert(op, entry);
+        self.settling.flush_may_cover(op);
         self.reconsider(op, out);
     }
 
@@ -339,6 +364,11 @@ impl Coordinator {
         match self.decision(op, task, local, partner) {
             Decision::Wait => {}
             Decision::Acknowledge(proof) => {
+                match (local, partner) {
+                    (Leg::Done, Leg::Done) => self.settling.flush_covers(op, Flushed::OnBoth),
+                    (Leg::Done, _) => self.settling.flush_covers(op, Flushed::Here),
+                    _ => {}
+                }
                 if task.is_guests() {
                     out.push(Action::Acknowledge(proof));
                 }

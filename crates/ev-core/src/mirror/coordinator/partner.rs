@@ -161,6 +161,7 @@ impl Coordinator {
             return;
         }
         self.partner.link = Link::Down;
+        self.settling.forget_flushes();
         self.abort_copy(out);
         self.own_interrupted();
         self.ops.retain(|_, op| op.task != Task::Control);

@@ -52,6 +52,7 @@ impl Coordinator {
 
     fn put_in_effect(&mut self, next: Record, out: &mut Vec<Action>) {
         let before = self.record.replace(next);
+        self.settling.forget_flushes();
         self.next_record = None;
         if !next.good.partner {
             self.ahead_is_over(out);

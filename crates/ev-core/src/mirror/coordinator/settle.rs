@@ -22,6 +22,13 @@ struct Activity {
     touched: u64,
 }
 
+/// Where everything that was written is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flushed {
+    Here,
+    OnBoth,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     epoch: u64,
@@ -35,6 +42,11 @@ pub(super) struct Settling {
     thin_to: Option<u64>,
     last_write: Option<Instant>,
     writes_since_tick: bool,
+    changes_in_flight: u32,
+    /// A flush under way before which all writes had ended; none has begun since.
+    covering: Option<OpId>,
+    /// Nothing was written since such a flush ended.
+    all_flushed: Option<Flushed>,
 }
 
 impl Settling {
@@ -58,6 +70,8 @@ impl Settling {
     /// The region is being changed.
     pub fn hold(&mut self, region: u64) {
         self.activity.entry(region).or_default().in_flight += 1;
+        self.changes_in_flight += 1;
+        self.forget_flushes();
     }
 
     pub fn let_go(&mut self, region: u64) {
@@ -66,6 +80,30 @@ impl Settling {
         assert!(activity.in_flight > 0, "a change that ends has begun");
         activity.in_flight -= 1;
         activity.touched = epoch;
+        self.changes_in_flight -= 1;
+    }
+
+    /// Replicas take part, fail or count otherwise than before: who has flushed what is to be asked anew.
+    pub fn forget_flushes(&mut self) {
+        (self.covering, self.all_flushed) = (None, None);
+    }
+
+    /// This flush begins.
+    pub fn flush_may_cover(&mut self, op: OpId) {
+        if self.changes_in_flight == 0 {
+            self.covering = Some(op);
+        }
+    }
+
+    /// It is done there.
+    pub fn flush_covers(&mut self, op: OpId, done: Flushed) {
+        if self.covering == Some(op) {
+            (self.covering, self.all_flushed) = (None, Some(done));
+        }
+    }
+
+    pub fn all_flushed(&self) -> Option<Flushed> {
+        self.all_flushed
     }
 
     /// The epoch that ends with this flush.

@@ -298,3 +298,70 @@ fn a_comparison_keeps_to_its_rate_and_one_that_is_asked_for_meanwhile_sets_it_fr
     bench.now = bench.now.after(Duration::from_millis(250));
     assert!(asked(&bench.step(Input::Tick)) > 1);
 }
+
+/// Flushes, done on both replicas; whether anything was asked of them.
+fn flush(bench: &mut Bench, op: u64) -> bool {
+    let op = OpId(op);
+    let asked = bench.step(Input::Flush { op });
+    let needed = asked.contains(&Action::Local { op, io: LocalIo::Flush });
+    assert_eq!(needed, asked.contains(&Action::Send(Message::Flush { op })));
+    assert_eq!(needed, !bench.acknowledged(op));
+    if needed {
+        bench.step(Input::LocalDone { op, ok: true });
+        bench.partner_answers(op);
+        assert!(bench.acknowledged(op));
+    }
+    needed
+}
+
+fn write(bench: &mut Bench, op: u64) {
+    bench.step(Input::Write { op: OpId(op), write: WRITE });
+    bench.step(Input::LocalDone { op: OpId(op), ok: true });
+    bench.partner_answers(OpId(op));
+    assert!(bench.acknowledged(OpId(op)));
+}
+
+#[test]
+fn what_was_flushed_already_is_not_flushed_again() {
+    let mut bench = in_step();
+    assert!(flush(&mut bench, 1), "what an earlier process wrote is not known");
+    assert!(!flush(&mut bench, 2));
+    write(&mut bench, 3);
+    assert!(flush(&mut bench, 4));
+    assert!(!flush(&mut bench, 5));
+    bench.step(Input::LinkDown);
+    bench.greet(7, 1);
+    assert!(flush(&mut bench, 6), "who has flushed what is asked anew with each link");
+}
+
+#[test]
+fn a_flush_covers_no_write_that_was_under_way_or_came_later() {
+    let mut bench = in_step();
+    let (held, covering, later) = (OpId(1), OpId(2), OpId(3));
+    bench.step(Input::Write { op: held, write: WRITE });
+    assert!(flush(&mut bench, 4), "of earlier writes");
+    bench.step(Input::LocalDone { op: held, ok: true });
+    bench.partner_answers(held);
+    assert!(flush(&mut bench, 5), "it ended behind the flush");
+    assert!(!flush(&mut bench, 6));
+    write(&mut bench, 7);
+    bench.step(Input::Flush { op: covering });
+    bench.step(Input::Write { op: later, write: WRITE });
+    for op in [covering, later] {
+        bench.step(Input::LocalDone { op, ok: true });
+        bench.partner_answers(op);
+        assert!(bench.acknowledged(op));
+    }
+    assert!(flush(&mut bench, 8), "that write began behind the flush");
+}
+
+#[test]
+fn a_flush_that_failed_here_covers_nothing() {
+    let mut bench = in_step();
+    write(&mut bench, 1);
+    bench.step(Input::Flush { op: OpId(2) });
+    bench.step(Input::LocalDone { op: OpId(2), ok: false });
+    bench.partner_answers(OpId(2));
+    let asked = bench.step(Input::Flush { op: OpId(3) });
+    assert!(asked.contains(&Action::Send(Message::Flush { op: OpId(3) })), "{asked:?}");
+}

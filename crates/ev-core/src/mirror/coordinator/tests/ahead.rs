@@ -132,6 +132,8 @@ fn more_flushes_than_are_followed_are_acknowledged_all_the_same() {
     let mut bench = ahead();
     let most = u64::try_from(super::super::ahead::TRAILING_MAX).expect("a small number");
     for op in (0..most + 5).map(|number| OpId(100 + number)) {
+        bench.step(Input::Write { op: GUEST, write: WRITE });
+        bench.step(Input::LocalDone { op: GUEST, ok: true });
         bench.step(Input::Flush { op });
         bench.step(Input::LocalDone { op, ok: true });
         assert!(bench.acknowledged(op));
@@ -318,4 +320,22 @@ fn a_record_that_names_the_memorys_keeper_changes_nothing() {
     bench.step(Input::LocalDone { op: GUEST, ok: true });
     assert!(bench.acknowledged(GUEST));
     assert_eq!(mark(&mut bench, 2), [end_of(2), Action::Marked(Ok(()))]);
+}
+
+#[test]
+fn what_is_flushed_here_is_not_flushed_again_ahead_of_the_partner_and_is_when_it_is_waited_for() {
+    let mut bench = ahead();
+    bench.step(Input::Write { op: GUEST, write: WRITE });
+    bench.step(Input::LocalDone { op: GUEST, ok: true });
+    bench.step(Input::Flush { op: FLUSH });
+    bench.step(Input::LocalDone { op: FLUSH, ok: true });
+    assert!(bench.acknowledged(FLUSH));
+    assert_eq!(mark(&mut bench, 2), [end_of(2), Action::Marked(Ok(()))]);
+    // QEMU flushes at the next stop.
+    let again = OpId(21);
+    assert!(matches!(bench.step(Input::Flush { op: again })[..], [Action::Acknowledge(_)]));
+    bench.step(Input::EndAhead);
+    let last = OpId(22);
+    let asked = bench.step(Input::Flush { op: last });
+    assert!(!bench.acknowledged(last), "{asked:?}");
 }
