@@ -30,7 +30,7 @@ impl Default for PaceLimits {
         Self {
             idle: Duration::from_secs(1),
             run_per_pause: 9,
-            run_per_pause_waiting: 3,
+            run_per_pause_waiting: 1,
             run_per_pause_idle: 1,
             unconfirmed: 2,
             epoch: Duration::from_secs(1),
