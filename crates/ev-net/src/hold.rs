@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             hold_from                  release_through(n)
-//!   Free ───────────────────► Held ─────────────────────────► frames of epochs ≤ n leave, lease or not
+//!   Free ───────────────────► Held ─────────────────────────► frames of epochs ≤ n leave, lease or not, while the standby is heard
 //!    ▲ │                       │ │
 //!    │ └── drop_held ──┐  free │ │ drop_held
 //!    │◄────────────────┼───────┘ │
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use ev_core::checkpoint::Epoch;
 
+use crate::gate::FrameGate;
 use delay::Delays;
 
 pub use delay::{AddedDelay, DELAYS_MAX};
@@ -46,7 +47,7 @@ pub(crate) enum Verdict {
     AskGate,
     /// It leaves: the standby has its epoch, so that nothing undoes it. No lease is needed for that.
     Leave,
-    /// Its epoch is not on the standby yet.
+    /// Its epoch is not on the standby yet, or this host stood still since it was, so that the standby may have taken over.
     Wait,
     /// It never leaves.
     Drop,
@@ -82,6 +83,7 @@ pub struct OutputHold {
     control: Mutex<Control>,
     wakers: Mutex<Vec<Weak<OwnedFd>>>,
     on_waiting: OnceLock<OnWaiting>,
+    while_heard: OnceLock<Box<dyn FrameGate>>,
     delays: Mutex<Delays>,
 }
 
@@ -199,6 +201,23 @@ impl OutputHold {
         assert!(first, "somebody hears of waiting frames already");
     }
 
+    /// What was released leaves only while `heard` is open, and waits otherwise: a host that stood still may have been replaced, and its
+    /// late frames would turn a switch's table back to it. Asked just before each frame; [`Self::look_again`] after it was opened.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn leave_while(&self, heard: impl FrameGate) {
+        let first = self.while_heard.set(Box::new(heard)).is_ok();
+        assert!(first, "somebody says already when frames may leave");
+    }
+
+    /// Has all pumps ask again about what waits.
+    pub fn look_again(&self) {
+        if self.waiting().frames > 0 {
+            self.wake();
+        }
+    }
+
     /// Whether what the guest sends is held.
     #[must_use]
     pub fn is_held(&self) -> bool {
@@ -240,7 +259,7 @@ impl OutputHold {
             Verdict::AskGate
         } else if turn == Turn::DROPPED || up_to(&self.dropped) {
             Verdict::Drop
-        } else if up_to(&self.released) {
+        } else if up_to(&self.released) && self.while_heard.get().is_none_or(|heard| heard.is_open()) {
             Verdict::Leave
         } else if up_to(&self.freed) {
             Verdict::AskGate

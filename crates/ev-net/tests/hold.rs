@@ -4,7 +4,8 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ev_core::checkpoint::Epoch;
 use ev_net::NicPump;
@@ -189,6 +190,32 @@ fn a_flood_waits_in_qemu_and_nothing_is_lost() {
         tokio::join!(flood, look);
         until("all frames", || pump.counters().sent_frames == u64::from(count)).await;
         assert_eq!((pump.counters().connections, pump.counters().dropped_by_tap), (1, 0));
+    });
+}
+
+#[test]
+fn what_was_released_to_a_host_that_stands_still_waits_until_the_standby_is_heard_again() {
+    in_namespace(|| async {
+        let place = Place::new().await;
+        let listener = UnixListener::bind(&place.socket).unwrap();
+        let pump = place.pump();
+        let mut qemu = accept(&listener).await;
+        let heard = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&heard);
+        place.hold.leave_while(move || asked.load(Ordering::SeqCst));
+        place.hold.hold_from(Epoch(2));
+        send_numbers(&mut qemu, 0..3).await;
+        until("the frames", || pump.counters().held_frames == 3).await;
+        place.hold.advance_to(Epoch(3));
+        heard.store(false, Ordering::SeqCst);
+        place.hold.release_through(Epoch(2));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!((pump.counters().sent_frames, pump.counters().held_frames), (0, 3));
+        heard.store(true, Ordering::SeqCst);
+        place.hold.look_again();
+        for expected in 0..3 {
+            assert_eq!(place.seen(number).await, expected);
+        }
     });
 }
 

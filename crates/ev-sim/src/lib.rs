@@ -8,3 +8,4 @@ pub mod checkpoint;
 pub mod joint;
 pub mod mirror;
 pub mod rng;
+pub mod schedules;

@@ -31,18 +31,3 @@ impl Rng {
         self.within(0..1_000) < count
     }
 }
-
-/// The seeds to run: the one in `EVENKEEL_SEED`, or `count` of them from `first` on.
-///
-/// # Panics
-/// When `EVENKEEL_SEED` is set and is no number.
-#[must_use]
-pub fn seeds(first: u64, count: u64) -> Range<u64> {
-    match std::env::var("EVENKEEL_SEED") {
-        Ok(text) => {
-            let seed = text.parse().expect("EVENKEEL_SEED is a decimal number");
-            seed..seed + 1
-        }
-        Err(_) => first..first + count,
-    }
-}

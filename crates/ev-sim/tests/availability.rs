@@ -20,19 +20,13 @@
 //! | a lost standby's disks or memory stay (seed 4) | nobody acts at the end: output waits for ever |
 
 use ev_sim::availability::{Summary, run};
-use ev_sim::rng::seeds;
+use ev_sim::schedules::{all_are_run, for_each_seed};
 
 #[test]
 fn never_two_owners_and_always_back() {
     let mut sum = Summary::default();
-    for seed in seeds(0, 10_000) {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        match outcome {
-            Ok(summary) => sum.add(summary),
-            Err(_) => panic!("seed {seed} failed; run it alone with EVENKEEL_SEED={seed}"),
-        }
-    }
-    if std::env::var_os("EVENKEEL_SEED").is_none() {
+    for_each_seed(10_000, |seed| sum.add(run(seed)));
+    if all_are_run() {
         assert!(sum.takeovers > 2_000, "the faults do not bite: {sum:?}");
         assert!(sum.went_on > 1_000 && sum.went_on_from_frozen > 200, "too little happens at level 3: {sum:?}");
     }

@@ -2,25 +2,17 @@
 //! in it, `EVENKEEL_SCHEDULES=n` runs so many.
 
 use ev_sim::checkpoint::{Summary, run};
-use ev_sim::rng::seeds;
-
-fn schedules() -> u64 {
-    std::env::var("EVENKEEL_SCHEDULES").map_or(10_000, |text| text.parse().expect("EVENKEEL_SCHEDULES is a number"))
-}
+use ev_sim::schedules::{all_are_run, for_each_seed, schedules};
 
 #[test]
 fn what_was_seen_is_never_undone_and_memory_and_disks_are_of_one_epoch() {
     let mut total = Summary::default();
-    for seed in seeds(0, schedules()) {
-        match std::panic::catch_unwind(|| run(seed)) {
-            Ok(summary) => total.add(summary),
-            Err(_) => panic!("seed {seed} failed; run it alone with EVENKEEL_SEED={seed}"),
-        }
-    }
+    let schedules = schedules(10_000);
+    for_each_seed(schedules, |seed| total.add(run(seed)));
     eprintln!("{total:?}");
-    if std::env::var_os("EVENKEEL_SEED").is_none() {
-        assert!(total.takeovers > schedules() / 10, "the faults do not bite: {total:?}");
-        assert!(total.frozen_takeovers > schedules() / 50, "the faults do not bite: {total:?}");
-        assert!(total.simplex > schedules() / 5, "the faults do not bite: {total:?}");
+    if all_are_run() {
+        assert!(total.takeovers > schedules / 10, "the faults do not bite: {total:?}");
+        assert!(total.frozen_takeovers > schedules / 50, "the faults do not bite: {total:?}");
+        assert!(total.simplex > schedules / 5, "the faults do not bite: {total:?}");
     }
 }

@@ -202,14 +202,6 @@ impl Guest {
         self.shared.process.pid()
     }
 
-    /// Processor time that QEMU has taken so far, all threads together; `None` if it has ended.
-    #[must_use]
-    pub fn processor_time(&self) -> Option<Duration> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).ok()?);
-        let clock = nix::time::clock_getcpuclockid(pid).ok()?;
-        Some(nix::time::clock_gettime(clock).ok()?.into())
-    }
-
     /// Its files and sockets.
     #[must_use]
     pub fn paths(&self) -> &GuestPaths {

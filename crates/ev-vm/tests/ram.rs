@@ -5,10 +5,10 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ev_vm::ram::{RamTracker, Staging, TrackError, Writes, try_tracking};
-use ev_vm::{Accelerator, Guest, Qemu, StartState};
+use ev_vm::ram::{PartlyDone, RamTracker, Staging, TrackError, Writes, try_tracking};
+use ev_vm::{Accelerator, Guest, Qemu, Qmp, StartState};
 use serde_json::json;
 use support::tracked::{Ending, Image, library, machines, said, tiny, tracked, until_said};
 use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, USER, assemble, tcg, until};
@@ -24,10 +24,14 @@ async fn follow(guest: &Guest) -> usize {
     let tracker = RamTracker::open(guest.pid()).unwrap();
     let mut staging = Staging::new(&tracker.memory().layout(), THREADS).unwrap();
     let mut image = Image::of(tracker.memory());
-    let mut changed = 0;
+    let (mut changed, mut parts) = (0, 0);
     for look in 0..LOOKS {
         for pass in 0..look % 4 {
-            tracker.copy_written(&mut staging).unwrap();
+            if pass == 1 {
+                parts += copy_in_parts(&tracker, &mut staging, &qmp).await;
+            } else {
+                tracker.copy_written(&mut staging).unwrap();
+            }
             // The guest is to write for different times; nothing is waited for.
             sleep(Duration::from_millis(u64::from(look * pass % 7))).await;
         }
@@ -46,7 +50,20 @@ async fn follow(guest: &Guest) -> usize {
         assert!(differences.is_empty(), "look {look}: {} pages were missed: {differences:?}", differences.len());
         qmp.cont().await.unwrap();
     }
+    assert!(parts > LOOKS, "{parts} parts: the passes were not cut into pieces");
     changed
+}
+
+/// A pass in the smallest parts there are; the guest stands still during each, and runs between two.
+async fn copy_in_parts(tracker: &RamTracker, staging: &mut Staging, qmp: &Qmp) -> u32 {
+    let (mut at, mut parts) = (PartlyDone::default(), 0);
+    while !tracker.is_over(at) {
+        qmp.stop().await.unwrap();
+        tracker.copy_written_until(staging, &mut at, Instant::now()).unwrap();
+        qmp.cont().await.unwrap();
+        parts += 1;
+    }
+    parts
 }
 
 #[tokio::test]

@@ -11,35 +11,10 @@ use crate::exit::Failure;
 use crate::progress;
 
 /// Between two looks.
-const INTERVAL: Duration = Duration::from_millis(300);
-
-/// The same for what takes less than a second.
-const INTERVAL_SOON: Duration = Duration::from_millis(20);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Looks at the VM until `done` says so. A pool without a master is waited out too.
 pub async fn until(
-    client: &Client,
-    vm: &str,
-    wait: Wait,
-    what: &str,
-    done: impl FnMut(&VmView) -> Result<bool, Failure>,
-) -> Result<(), Failure> {
-    look_every(INTERVAL, client, vm, wait, what, done).await
-}
-
-/// The same, looking more often.
-pub async fn soon(
-    client: &Client,
-    vm: &str,
-    wait: Wait,
-    what: &str,
-    done: impl FnMut(&VmView) -> Result<bool, Failure>,
-) -> Result<(), Failure> {
-    look_every(INTERVAL_SOON, client, vm, wait, what, done).await
-}
-
-async fn look_every(
-    interval: Duration,
     client: &Client,
     vm: &str,
     wait: Wait,
@@ -61,7 +36,7 @@ async fn look_every(
         if start.elapsed() >= Duration::from_secs(wait.timeout) {
             return Err(Failure::TimedOut { what: what.to_owned(), seconds: wait.timeout });
         }
-        tokio::time::sleep(interval).await;
+        tokio::time::sleep(INTERVAL).await;
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ev_core::availability::keeper::{Action, Gate as GateState, Role};
+use ev_core::availability::keeper::{Action, Gate as GateState, Role, in_order};
 use ev_core::ids::Generation;
 use ev_core::report::EndCause;
 use ev_net::OutputHold;
@@ -17,22 +17,9 @@ use crate::nics::Nics;
 use crate::started;
 
 impl Am {
-    /// Carries out the actions. Disks learn of a new record before anything else happens under it.
-    pub(super) async fn apply(&mut self, mut actions: Vec<Action>) -> Stay {
-        actions.sort_by_key(|action| match action {
-            Action::Gate(GateState::Closed) => 0,
-            Action::SetRoles { .. } => 1,
-            Action::Gate(_) => 2,
-            Action::Start { .. }
-            | Action::Continue { .. }
-            | Action::PowerDown
-            | Action::Pause
-            | Action::Resume
-            | Action::End { .. }
-            | Action::Propose { .. } => 3,
-            Action::Leave => 4,
-        });
-        for action in actions {
+    /// Carries out the actions.
+    pub(super) async fn apply(&mut self, actions: Vec<Action>) -> Stay {
+        for action in in_order(actions) {
             match action {
                 Action::Gate(state) => self.set_gate(state),
                 Action::SetRoles { role, .. } => self.set_roles(role).await,
@@ -84,7 +71,6 @@ impl Am {
         self.leave_standby(role).await;
         self.act_on_disks();
         self.role = Some(role);
-        self.become_standby(role);
         self.set_links(role);
     }
 

@@ -80,12 +80,15 @@ impl Am {
         }
     }
 
-    /// Tells the checkpoints' task what the record says, and whether all is there for it.
+    /// Is the standby if that is its role and no guest is left here, and tells the checkpoints' task what the record says, and whether all is there for it.
     pub(super) fn settle_level3(&mut self) {
         if let Some(waiting) = &self.waiting
             && !self.vm().authority.holds_all_good(self.config.host)
         {
             waiting.given_up();
+        }
+        if let Some(role) = self.role {
+            self.become_standby(role);
         }
         let (standing, wish) = (self.standing(), self.level3_wish());
         let Some(guest) = &mut self.guest else { return };
@@ -228,8 +231,9 @@ impl Am {
         }
     }
 
-    /// Begins to be the standby of a guest at Level 3.
-    pub(super) fn become_standby(&mut self, role: Role) {
+    /// Begins to be the standby of a guest at Level 3. One that this host kept until now may end long after the record, so this is looked at after
+    /// each event.
+    fn become_standby(&mut self, role: Role) {
         let is_one = matches!(role, Role::Replica { coordinator: Some(_) }) && self.is_level3();
         if !is_one || self.waiting.is_some() || self.guest.is_some() {
             return;

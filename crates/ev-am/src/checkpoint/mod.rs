@@ -7,6 +7,7 @@
 
 pub mod active;
 mod lane;
+mod prepare;
 mod stats;
 mod turns;
 pub mod waiting;

@@ -13,17 +13,15 @@ use ev_core::ids::DiskId;
 use ev_core::time::Instant;
 use ev_failpoint::{Step, reach};
 use ev_vm::checkpoint::Standby as WaitingQemu;
-use ev_vm::ram::GuestMemory;
-use ev_vm::{Guest, GuestSpec, Qemu};
+use ev_vm::{GuestSpec, Qemu};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::lane::{Lane, LaneEvent};
+use super::prepare::{self, Prepared, end};
 use super::{DiskHandles, QUEUE_MAX, memory_stream};
 use crate::links::{Channel, Stream};
 
-/// How long a QEMU that is of no more use may take to be gone.
-const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long what was decided may take to be applied at a takeover.
 const APPLY_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -140,12 +138,6 @@ impl From<LaneEvent> for Inner {
     fn from(event: LaneEvent) -> Self {
         Self::Lane(event)
     }
-}
-
-struct Prepared {
-    qemu: WaitingQemu,
-    image: Arc<Mutex<Image>>,
-    shape: MemoryShape,
 }
 
 /// What the active side said at the session's begin.
@@ -309,7 +301,7 @@ impl Driver {
             LaneMessage::Begin { session, disks, shape, qemu, machine } => {
                 tracing::info!(%session, "the active side begins a session");
                 self.let_go().await;
-                match self.fits(&qemu, &machine).await {
+                match prepare::fits(&self.spec, &qemu, &machine).await {
                     Ok(spec) => self.prepare(Begun { session, disks, shape }, spec),
                     Err(why) => self.refuse(session, why),
                 }
@@ -329,21 +321,11 @@ impl Driver {
         }
     }
 
-    async fn fits(&self, qemu: &str, machine: &str) -> Result<GuestSpec, String> {
-        let own = self.spec.qemu.probe().await.map_err(|error| error.to_string())?;
-        let spec = (self.spec.make_spec)()?;
-        let is_known = own.machines.contains(machine);
-        match misfit((&own.version.to_string(), &spec.machine), (qemu, machine), is_known) {
-            Some(misfit) => Err(misfit),
-            None => Ok(spec),
-        }
-    }
-
     fn prepare(&mut self, begun: Begun, spec: GuestSpec) {
         let (session, qemu, inner) = (begun.session, self.spec.qemu.clone(), self.inner.clone());
         self.begun = Some(begun);
         tokio::spawn(async move {
-            let prepared = prepare(&qemu, &spec).await;
+            let prepared = prepare::prepare(&qemu, &spec).await;
             let _ = inner.send(Inner::Prepared(session, prepared)).await;
         });
     }
@@ -520,54 +502,6 @@ impl Driver {
     }
 }
 
-/// Why QEMU and machine type here can't go on from a checkpoint of theirs there, if so.
-fn misfit(here: (&str, &str), there: (&str, &str), is_known: bool) -> Option<String> {
-    let ((own_qemu, own_machine), (qemu, machine)) = (here, there);
-    if own_qemu != qemu {
-        return Some(format!(
-            "QEMU is {own_qemu} on the standby and {qemu} on the active host: install the same version on both; a guest that \
-             runs takes it up when it is started anew"
-        ));
-    }
-    if own_machine != machine {
-        return Some(format!(
-            "the machine type is {own_machine} on the standby and {machine} on the active host: start the guest anew"
-        ));
-    }
-    (!is_known).then(|| {
-        format!("QEMU {own_qemu} on the standby has no machine type {machine}: install the same package on both hosts")
-    })
-}
-
-/// Starts a QEMU that waits, and clears its memory.
-async fn prepare(qemu: &Qemu, spec: &GuestSpec) -> Result<Prepared, String> {
-    let accelerator = qemu.accelerator(&spec.user).await;
-    let waiting = WaitingQemu::prepare(qemu, &accelerator, spec).await.map_err(|error| error.to_string())?;
-    let pid = waiting.guest().pid();
-    crate::priority::lower(pid);
-    let shape = MemoryShape::from(&waiting.memory().layout());
-    let cleared = tokio::task::spawn_blocking(move || {
-        let memory = GuestMemory::of_process(pid).map_err(|error| error.to_string())?;
-        Image::new(memory).map_err(|error| error.to_string())
-    });
-    match cleared.await.map_err(|error| error.to_string()).and_then(|cleared| cleared) {
-        Ok(image) => Ok(Prepared { qemu: waiting, image: Arc::new(Mutex::new(image)), shape }),
-        Err(why) => {
-            end(waiting.guest()).await;
-            Err(why)
-        }
-    }
-}
-
-async fn end(guest: &Guest) {
-    if let Err(error) = guest.kill() {
-        tracing::error!(pid = guest.pid(), %error, "cannot end a waiting QEMU; end it by hand");
-    }
-    if tokio::time::timeout(END_TIME_MAX, guest.exited()).await.is_err() {
-        tracing::error!(pid = guest.pid(), "a waiting QEMU does not end; end it by hand");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -607,19 +541,5 @@ mod tests {
         let waiting = waiting();
         let outcome = waiting.take_over().await;
         assert!(outcome.await.is_ok_and(|outcome| outcome.is_err_and(|why| why.contains("not applied in time"))));
-    }
-
-    #[test]
-    fn another_qemu_or_machine_type_is_no_standby_and_both_are_named() {
-        let ours = ("10.0.2", "pc-q35-7.2");
-        assert_eq!(misfit(ours, ours, true), None);
-        for (there, is_known, parts) in [
-            (("10.0.3", "pc-q35-7.2"), true, ["10.0.2 on the standby", "10.0.3 on the active"]),
-            (("10.0.2", "pc-q35-10.0"), true, ["pc-q35-7.2 on the standby", "pc-q35-10.0 on the active"]),
-            (ours, false, ["10.0.2 on the standby", "no machine type pc-q35-7.2"]),
-        ] {
-            let why = misfit(ours, there, is_known).unwrap();
-            assert!(parts.iter().all(|part| why.contains(part)), "{why}");
-        }
     }
 }

@@ -193,6 +193,18 @@ mod tests {
         (answer.map(|answer| answer.master.0), start.elapsed())
     }
 
+    /// It is master after 300 ms.
+    async fn ask_while_the_second_is_elected(
+        finder: &mut Finder,
+        members: &[(MemberId, Simulated)],
+    ) -> (Option<u64>, Duration) {
+        let elected = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            members[1].1.does.set(Does::Leads);
+        };
+        tokio::join!(ask(finder, members), elected).0
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_unknown_master_is_found_at_once_past_a_silent_member() {
         let members = members(&[Does::Silent, Does::Follows(None), Does::Leads]);
@@ -243,11 +255,7 @@ mod tests {
     async fn an_election_is_waited_for_by_asking_again() {
         let members = members(&[Does::Refuses, Does::Follows(Some(1)), Does::Follows(None)]);
         let mut finder = Finder { master: Some((0, MemberId(1))) };
-        let elected = async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            members[1].1.does.set(Does::Leads);
-        };
-        let ((master, took), ()) = tokio::join!(ask(&mut finder, &members), elected);
+        let (master, took) = ask_while_the_second_is_elected(&mut finder, &members).await;
         assert_eq!(master, Some(2));
         assert!(took < Duration::from_millis(400), "{took:?}");
     }
@@ -256,11 +264,7 @@ mod tests {
     async fn a_new_master_is_found_while_the_old_one_says_nothing() {
         let members = members(&[Does::Silent, Does::Follows(Some(1)), Does::Follows(None)]);
         let mut finder = Finder { master: Some((0, MemberId(1))) };
-        let elected = async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            members[1].1.does.set(Does::Leads);
-        };
-        let ((master, took), ()) = tokio::join!(ask(&mut finder, &members), elected);
+        let (master, took) = ask_while_the_second_is_elected(&mut finder, &members).await;
         assert_eq!(master, Some(2));
         assert!(took <= Duration::from_millis(360), "{took:?}");
         let asked = *members[2].1.asked.borrow();

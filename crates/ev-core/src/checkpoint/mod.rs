@@ -28,7 +28,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use pace::{Load, Pace, PaceLimits};
+pub use pace::{Pace, PaceLimits};
 pub use primary::{Action, Event, Output, Phase, Primary, Proposal, Standing};
 pub use standby::{Standby, StandbyAction, StandbyEvent};
 

@@ -12,10 +12,8 @@ pub struct PaceLimits {
     pub idle: Duration,
     /// The guest runs at least this many times as long as its last pause took, while nobody waits for what it sends.
     pub run_per_pause: u32,
-    /// The same while somebody waits.
+    /// The same while somebody waits: a guest that is waited for is not slowed by the wait as well.
     pub run_per_pause_waiting: u32,
-    /// The same while somebody waits and the guest does little else: a pause takes it nothing then.
-    pub run_per_pause_idle: u32,
     /// Checkpoints that the standby has not confirmed; with more, the next one waits.
     pub unconfirmed: u64,
     /// An epoch that has lasted for so long while the link or the standby is behind: the guest is slowed, so that the epoch stays small
@@ -31,20 +29,11 @@ impl Default for PaceLimits {
             idle: Duration::from_secs(1),
             run_per_pause: 9,
             run_per_pause_waiting: 1,
-            run_per_pause_idle: 1,
             unconfirmed: 2,
             epoch: Duration::from_secs(1),
             run_per_brake: Duration::from_millis(30),
         }
     }
-}
-
-/// What the guest's processors did in an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Load {
-    /// Most of the time nothing.
-    Idle,
-    Busy,
 }
 
 /// What has been seen of the guest's present epoch.
@@ -54,8 +43,6 @@ pub struct Pace {
     /// When the present epoch began, and how long the pause before it took.
     began: Instant,
     last_pause: Duration,
-    /// Of the epoch before.
-    load: Load,
     output_waits: bool,
     /// When the guest was last let go on by a brake.
     braked: Option<Instant>,
@@ -63,17 +50,16 @@ pub struct Pace {
 
 impl Pace {
     pub(super) fn new(limits: PaceLimits, now: Instant) -> Self {
-        Self { limits, began: now, last_pause: Duration::ZERO, load: Load::Busy, output_waits: false, braked: None }
+        Self { limits, began: now, last_pause: Duration::ZERO, output_waits: false, braked: None }
     }
 
     pub(super) fn output(&mut self) {
         self.output_waits = true;
     }
 
-    pub(super) fn captured(&mut self, now: Instant, pause: Duration, load: Load) {
+    pub(super) fn captured(&mut self, now: Instant, pause: Duration) {
         self.began = now;
         self.last_pause = pause;
-        self.load = load;
         self.output_waits = false;
     }
 
@@ -91,11 +77,7 @@ impl Pace {
     /// Whether a checkpoint is due, with so many on their way.
     pub(super) fn is_due(&self, now: Instant, unconfirmed: u64) -> bool {
         let ran = now.since(self.began);
-        let least = match (self.output_waits, self.load) {
-            (true, Load::Idle) => self.limits.run_per_pause_idle,
-            (true, Load::Busy) => self.limits.run_per_pause_waiting,
-            (false, _) => self.limits.run_per_pause,
-        };
+        let least = if self.output_waits { self.limits.run_per_pause_waiting } else { self.limits.run_per_pause };
         unconfirmed < self.limits.unconfirmed
             && ran >= self.last_pause * least
             && (self.output_waits || ran >= self.limits.idle)

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::pace::{Load, Pace, PaceLimits};
+use super::pace::{Pace, PaceLimits};
 use super::{Epoch, Session};
 use crate::time::Instant;
 
@@ -21,8 +21,8 @@ use crate::time::Instant;
 const SILENCE_MAX: Duration = Duration::from_millis(700);
 /// The same while nothing is held back for it: it starts a QEMU and makes room for the memory, which takes time on a busy host.
 const SILENCE_FILLING_MAX: Duration = Duration::from_secs(10);
-/// A confirmation that answers something older than this is not acted on: this host may have stood still, and the standby may have
-/// taken over meanwhile. A later one releases the same frames.
+/// A confirmation that answers something older than this is not acted on, and what it released leaves no later: this host may have
+/// stood still, and the standby may have taken over meanwhile. A later one lets the same frames out.
 const ECHO_AGE_MAX: Duration = Duration::from_millis(500);
 /// A proposal that was not answered is made again after this time.
 const PROPOSAL_REPEAT: Duration = Duration::from_millis(1_000);
@@ -49,7 +49,6 @@ pub enum Event {
     Captured {
         epoch: Epoch,
         pause: Duration,
-        load: Load,
     },
     /// No checkpoint could be taken; the guest runs on. `held`: disks write ahead, or output is held, from it on.
     CaptureFailed {
@@ -120,6 +119,8 @@ pub enum Action {
     Brake,
     /// What may leave from now on.
     Release(Output),
+    /// What was released may leave until then. This host may stand still right afterwards, and the standby take over meanwhile.
+    LetOutUntil(Instant),
     Propose(Proposal),
     /// The session is over: staged checkpoints are dropped. Disks that wrote ahead keep waiting for the record.
     End,
@@ -228,7 +229,7 @@ impl Primary {
             }
             Event::Heard => self.heard = now,
             Event::Filled { session } => self.filled |= self.session == Some(session),
-            Event::Captured { epoch, pause, load } => self.captured(now, epoch, pause, load),
+            Event::Captured { epoch, pause } => self.captured(now, epoch, pause),
             Event::CaptureFailed { held } => {
                 self.capturing = held;
                 self.give_up(out);
@@ -246,7 +247,7 @@ impl Primary {
         self.advance(now, out);
     }
 
-    fn captured(&mut self, now: Instant, epoch: Epoch, pause: Duration, load: Load) {
+    fn captured(&mut self, now: Instant, epoch: Epoch, pause: Duration) {
         self.capturing = false;
         // A session that was given up in the middle of the pause: its epoch went with it.
         if epoch != self.running {
@@ -258,7 +259,7 @@ impl Primary {
             Phase::Off | Phase::Parting => return,
         }
         self.running = epoch.next();
-        self.pace.captured(now, pause, load);
+        self.pace.captured(now, pause);
     }
 
     fn confirmed_by_standby(
@@ -272,10 +273,12 @@ impl Primary {
         self.heard = now;
         self.opened |= self.session == Some(session);
         let holds_output = matches!(self.phase, Phase::Joining | Phase::Protected);
-        if self.session != Some(session) || !holds_output || epoch <= self.confirmed || epoch >= self.running {
+        let is_known = epoch < self.running && epoch >= self.confirmed && epoch != Epoch::NONE;
+        if self.session != Some(session) || !holds_output || !is_known || now.since(echo) > ECHO_AGE_MAX {
             return;
         }
-        if now.since(echo) > ECHO_AGE_MAX {
+        out.push(Action::LetOutUntil(echo.after(ECHO_AGE_MAX)));
+        if epoch == self.confirmed {
             return;
         }
         self.confirmed = epoch;

@@ -27,6 +27,10 @@ fn confirm(epoch: u64, echo_ms: u64) -> Event {
     Event::Confirmed { session: SESSION, epoch: Epoch(epoch), echo: at(echo_ms) }
 }
 
+fn let_out_until(ms: u64) -> Action {
+    Action::LetOutUntil(at(ms))
+}
+
 /// The first checkpoint is captured at 20 ms.
 fn joining() -> Primary {
     let mut engine = Primary::new(PaceLimits::default(), at(0));
@@ -37,7 +41,7 @@ fn joining() -> Primary {
     let other = Event::Filled { session: Session(8) };
     assert_eq!(step(&mut engine, 9, other), []);
     assert_eq!(step(&mut engine, 10, Event::Filled { session: SESSION }), [Action::Capture { epoch: Epoch::FIRST }]);
-    assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE, load: Load::Busy }), []);
+    assert_eq!(step(&mut engine, 20, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE }), []);
     assert_eq!((engine.phase(), engine.running()), (Phase::Joining, Epoch(2)));
     engine
 }
@@ -47,7 +51,7 @@ fn protected() -> Primary {
     let first = step(&mut engine, 30, confirm(1, 20));
     assert_eq!(
         first,
-        [Action::Release(Output::Through(Epoch::FIRST)), Action::Propose(Proposal::StandbyHolds)],
+        [let_out_until(520), Action::Release(Output::Through(Epoch::FIRST)), Action::Propose(Proposal::StandbyHolds)],
         "the memory is there before the record says so"
     );
     assert_eq!(step(&mut engine, 40, Event::Record(Standing::MayGoOn)), []);
@@ -59,18 +63,26 @@ fn protected() -> Primary {
 fn what_the_standby_can_not_have_decided_releases_nothing() {
     let mut engine = protected();
     let other = Event::Confirmed { session: Session(8), epoch: Epoch(2), echo: at(40) };
-    for wrong in [other, confirm(2, 40), confirm(9, 40), confirm(1, 40)] {
+    for wrong in [other, confirm(2, 40), confirm(9, 40), confirm(0, 40)] {
         assert_eq!(step(&mut engine, 41, wrong), [], "{wrong:?}");
     }
+}
+
+#[test]
+fn what_was_released_may_leave_for_as_long_as_the_standby_is_heard_and_a_moment_more() {
+    let mut engine = protected();
+    assert_eq!(step(&mut engine, 450, confirm(1, 400)), [let_out_until(900)], "said again");
+    assert_eq!(step(&mut engine, 901, confirm(1, 400)), [], "it stood still: the standby may have gone on meanwhile");
 }
 
 #[test]
 fn a_confirmation_of_old_is_not_acted_on_until_a_fresh_one_comes() {
     let mut engine = protected();
     assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
-    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE, load: Load::Busy }), []);
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE }), []);
     assert_eq!(step(&mut engine, 650, confirm(2, 100)), []);
-    assert_eq!(step(&mut engine, 660, confirm(2, 600)), [Action::Release(Output::Through(Epoch(2)))]);
+    let fresh = step(&mut engine, 660, confirm(2, 600));
+    assert_eq!(fresh, [let_out_until(1_100), Action::Release(Output::Through(Epoch(2)))]);
 }
 
 #[test]
@@ -83,7 +95,7 @@ fn a_standby_that_is_lost_in_the_first_pause_needs_a_record_before_output_is_fre
     let lost = step(&mut engine, 11, Event::LinkDown);
     assert_eq!(lost, [Action::End, Action::Propose(Proposal::StandbyLost)]);
     assert_eq!(step(&mut engine, 12, Event::Record(Standing::Nothing)), [], "the pause is not over");
-    let over = step(&mut engine, 15, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE, load: Load::Busy });
+    let over = step(&mut engine, 15, Event::Captured { epoch: Epoch::FIRST, pause: PAUSE });
     assert_eq!(over, [Action::Release(Output::Free)]);
 }
 
@@ -105,13 +117,14 @@ fn a_lost_standby_holds_output_until_the_record_is_without_it_and_for_good_if_it
 #[test]
 fn a_standby_that_the_record_drops_while_a_checkpoint_is_due_leaves_output_free() {
     let mut engine = joining();
-    assert_eq!(step(&mut engine, 25, confirm(1, 20)).len(), 2);
+    assert_eq!(step(&mut engine, 25, confirm(1, 20)).len(), 3);
     assert_eq!(step(&mut engine, 26, Event::Record(Standing::Nothing)), [Action::End]);
     assert_eq!(step(&mut engine, 27, Event::Tick), [Action::Release(Output::Free)]);
     let mut engine = joining();
     step(&mut engine, 21, Event::OutputWaits);
-    step(&mut engine, 30, Event::Record(Standing::Nothing));
-    assert_eq!(step(&mut engine, 80, confirm(1, 70)), [Action::Release(Output::Through(Epoch::FIRST)), Action::End]);
+    step(&mut engine, 22, Event::Record(Standing::Nothing));
+    let confirmed = step(&mut engine, 80, confirm(1, 70));
+    assert_eq!(confirmed, [let_out_until(570), Action::Release(Output::Through(Epoch::FIRST)), Action::End]);
     assert_eq!(step(&mut engine, 81, Event::Tick), [Action::Release(Output::Free)]);
 }
 
@@ -136,29 +149,27 @@ fn a_standby_that_prepares_itself_is_given_time() {
 fn checkpoints_come_at_once_for_output_and_seldom_without() {
     let limits = PaceLimits { run_per_pause_waiting: 3, ..PaceLimits::default() };
     let mut pace = Pace::new(limits, at(0));
-    pace.captured(at(0), PAUSE, Load::Busy);
+    pace.captured(at(0), PAUSE);
     assert!(!pace.is_due(at(999), 0));
     assert!(pace.is_due(at(1_000), 0), "the least that a takeover must not repeat");
     assert!(!pace.is_due(at(1_000), limits.unconfirmed), "the standby is behind");
     pace.output();
     assert!(!pace.is_due(at(14), 0), "the guest has to run as well");
     assert!(pace.is_due(at(15), 0));
-    pace.captured(at(50), PAUSE, Load::Idle);
+    pace.captured(at(50), PAUSE);
     assert!(!pace.is_due(at(100), 0), "nobody waits any more");
-    pace.output();
-    assert!(!pace.is_due(at(54), 0));
-    assert!(pace.is_due(at(55), 0), "a pause takes nothing from a guest that does nothing");
 }
 
 #[test]
 fn a_guest_that_runs_ahead_of_what_is_sent_is_slowed_until_the_standby_has_it() {
     let mut engine = protected();
     assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
-    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE, load: Load::Busy }), []);
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE }), []);
     assert_eq!(step(&mut engine, 200, Event::OutputWaits), [Action::Capture { epoch: Epoch(3) }]);
-    assert_eq!(step(&mut engine, 205, Event::Captured { epoch: Epoch(3), pause: PAUSE, load: Load::Busy }), []);
+    assert_eq!(step(&mut engine, 205, Event::Captured { epoch: Epoch(3), pause: PAUSE }), []);
     for at_ms in [600, 1_204] {
-        assert_eq!(step(&mut engine, at_ms, confirm(1, at_ms)), [], "the link may just have been busy");
+        let said_again = step(&mut engine, at_ms, confirm(1, at_ms));
+        assert_eq!(said_again, [let_out_until(at_ms + 500)], "the link may just have been busy");
     }
     assert_eq!(step(&mut engine, 1_205, Event::Tick), [Action::Brake]);
     assert_eq!(step(&mut engine, 1_400, Event::Tick), [], "one at a time");
@@ -167,7 +178,8 @@ fn a_guest_that_runs_ahead_of_what_is_sent_is_slowed_until_the_standby_has_it() 
     assert_eq!(step(&mut engine, 1_431, Event::Tick), [Action::Brake]);
     assert_eq!(step(&mut engine, 1_500, Event::Braked), []);
     let confirmed = step(&mut engine, 1_510, confirm(2, 1_505));
-    assert_eq!(confirmed, [Action::Release(Output::Through(Epoch(2))), Action::Capture { epoch: Epoch(4) }]);
+    let released = [let_out_until(2_005), Action::Release(Output::Through(Epoch(2)))];
+    assert_eq!(confirmed, [&released[..], &[Action::Capture { epoch: Epoch(4) }]].concat());
     assert_eq!(step(&mut engine, 1_600, Event::Tick), []);
 }
 

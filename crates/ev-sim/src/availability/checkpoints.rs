@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ev_core::availability::keeper;
-use ev_core::checkpoint::{Action, Epoch, Event, Load, Output, PaceLimits, Primary, Proposal, Session, Standing};
+use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Primary, Proposal, Session, Standing};
 use ev_core::time::Instant;
 
 use super::host::{Checkpoint, Image, Life, Mirror, Qemu};
@@ -229,6 +229,8 @@ impl World {
             }
             Action::Capture { epoch } => self.begin_pause(index, epoch),
             Action::Brake => self.tell(index, Event::Braked),
+            // Here frames leave in the moment in which they are let go.
+            Action::LetOutUntil(_) => {}
             Action::Release(output) => {
                 self.released(index);
                 let pair = &mut self.hosts[index].pair;
@@ -267,7 +269,7 @@ impl World {
             self.say(1 - index, Message::Checkpoint { session, epoch, checkpoint });
         }
         let pause = Duration::from_millis(until - began);
-        self.tell(index, Event::Captured { epoch, pause, load: Load::Busy });
+        self.tell(index, Event::Captured { epoch, pause });
     }
 
     /// The guest goes on from the memory that this host held; `None`: it holds none.

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ev_core::checkpoint::{
-    Action, Epoch, Event, Load, Output, PaceLimits, Phase, Primary, Proposal, Session, StandbyAction, StandbyEvent,
-    Standing,
+    Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Proposal, Session, StandbyAction, StandbyEvent, Standing,
 };
 use ev_core::time::Instant;
 
@@ -467,7 +466,7 @@ impl World {
                 self.send(1 + index, Message::Disk(session, part));
             }
         }
-        self.tell(Event::Captured { epoch, pause, load: Load::Busy });
+        self.tell(Event::Captured { epoch, pause });
     }
 
     fn send(&mut self, lane: usize, message: Message) {
@@ -494,6 +493,8 @@ impl World {
                 }
                 Action::Capture { epoch } => self.capture = Some((epoch, self.now_ms + self.rng.within(1..20))),
                 Action::Brake => self.tell(Event::Braked),
+                // Here frames leave in the moment in which they are let go.
+                Action::LetOutUntil(_) => {}
                 Action::Release(output) => self.release(output),
                 Action::Propose(proposal) => {
                     let at = self.now_ms + self.rng.within(1..300);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ev_core::availability::keeper::Event as KeeperEvent;
-use ev_core::checkpoint::{Action, Epoch, Event, Load, Output, PaceLimits, Primary, Proposal, Session, Standing};
+use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Primary, Proposal, Session, Standing};
 use ev_core::mirror::Input;
 use ev_core::report::{GuestState, ReplicaState};
 use ev_core::vm::Level;
@@ -163,6 +163,8 @@ impl World {
                 let session = am.session.expect("a checkpoint is one of a session");
                 am.pause = Some(Pause { session, epoch, since_ms: now_ms });
             }
+            // Here frames leave in the moment in which they are let go.
+            Action::LetOutUntil(_) => {}
             Action::Release(Output::Free) => {
                 am.output = Output::Free;
                 self.tell_disk(index, Input::EndAhead);
@@ -222,6 +224,6 @@ impl World {
             self.say(1 - index, LaneMessage::Memory(session, epoch, Box::new(memory)));
         }
         let pause = Duration::from_millis(self.now_ms - since_ms);
-        self.tell_primary(index, Event::Captured { epoch, pause, load: Load::Busy });
+        self.tell_primary(index, Event::Captured { epoch, pause });
     }
 }

@@ -1,7 +1,7 @@
 //! The AM: from what the keeper decides to what disks, checkpoints and the guest are told, and back.
 
 use ev_core::authority::{Origin, Power};
-use ev_core::availability::keeper::{Action, Event, Gate, Keeper, Paused, Role};
+use ev_core::availability::keeper::{Action, Event, Keeper, Paused, Role, in_order};
 use ev_core::ids::Generation;
 use ev_core::mirror::Input;
 use ev_core::report::EndCause;
@@ -28,22 +28,8 @@ impl World {
         self.queue.push_back((at, InFlight::Done { on: index, event }));
     }
 
-    /// Disks learn of a new record before anything else happens under it.
-    fn perform(&mut self, index: usize, mut actions: Vec<Action>) {
-        actions.sort_by_key(|action| match action {
-            Action::Gate(Gate::Closed) => 0,
-            Action::SetRoles { .. } => 1,
-            Action::Gate(_) => 2,
-            Action::Start { .. }
-            | Action::Continue { .. }
-            | Action::PowerDown
-            | Action::Pause
-            | Action::Resume
-            | Action::End { .. }
-            | Action::Propose { .. } => 3,
-            Action::Leave => 4,
-        });
-        for action in actions {
+    fn perform(&mut self, index: usize, actions: Vec<Action>) {
+        for action in in_order(actions) {
             self.trace(|| format!("host {index} keeper: {action:?}").chars().take(200).collect());
             match action {
                 Action::Start { since } => self.start_guest(index, since),

@@ -160,7 +160,8 @@ impl RamTracker {
         Ok(PassReport { pages, time: start.elapsed() })
     }
 
-    /// Goes on with a pass in parts: copies written pages from where `at` is on, until `deadline`, on this thread alone.
+    /// Goes on with a pass in parts: copies written pages from where `at` is on, until `deadline`, on this thread alone; one stripe in
+    /// any case.
     ///
     /// # Errors
     /// As of [`Self::copy_written`].
@@ -175,14 +176,15 @@ impl RamTracker {
         let Some(part) = parts.first_mut() else { return Ok(PassReport::default()) };
         let mut found = vec![WrittenRange::default(); RANGES_MAX];
         let mut pages = 0;
-        while let Some(stripe) = self.stripes.get(at.stripes)
-            && Instant::now() < deadline
-        {
+        while let Some(stripe) = self.stripes.get(at.stripes) {
             self.written(*stripe, &mut found, |first, count| {
                 pages += count;
                 part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
             })?;
             at.stripes += 1;
+            if Instant::now() >= deadline {
+                break;
+            }
         }
         Ok(PassReport { pages, time: start.elapsed() })
     }

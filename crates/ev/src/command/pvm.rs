@@ -131,13 +131,14 @@ async fn switch(client: &Client, vm: &str, wait: Wait) -> Result<(), Failure> {
     if !wait.wait {
         return Ok(());
     }
-    wait::soon(client, vm, wait, &format!("the switch of {vm}"), |view| {
+    let mut after = None;
+    wait::until(client, vm, wait, &format!("the switch of {vm}"), |view| {
         let runs_there = view.active.is_some() && view.active != before.active && view.power == PowerState::Running;
+        after = Some(view.clone());
         Ok(runs_there && view.level3.is_some())
     })
     .await?;
-    let took = start.elapsed().as_millis();
-    let view: VmView = client.get(&path(vm, "")).await?;
+    let (took, view) = (start.elapsed().as_millis(), after.expect("it was looked at"));
     let blackout = view.level3.and_then(|level3| level3.blackout_us).map(|us| format!("at most {} ms", us / 1_000));
     let blackout = blackout.unwrap_or_else(|| "a boot, as it was started from its disks".to_owned());
     let host = view.active.unwrap_or_default();

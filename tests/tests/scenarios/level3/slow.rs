@@ -11,6 +11,8 @@ const SLOW_BITS_PER_S: u64 = 100_000_000;
 const WATCHED: Duration = Duration::from_secs(15);
 /// A guest must not stand still for longer.
 const STANDSTILL_MAX_US: u64 = 1_000_000;
+/// Pauses alone make up a tenth of the time.
+const SLOWED_PERMILLE: u64 = 250;
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
@@ -31,7 +33,7 @@ fn a_guest_that_writes_more_than_the_link_carries_is_slowed_and_goes_on() {
         stood_still = stood_still.max(level3.stood_still_permille);
         println!("{:?}: {level3:?}, gap {:?}", start.elapsed(), stream.take_longest_gap());
     }
-    assert!(stood_still > 0, "how much it is slowed is said");
+    assert!(stood_still > SLOWED_PERMILLE, "it is slowed, which is said: only {stood_still} of a thousand");
     // A dead host is no matter either way.
     system.kill_active(&stream, "h1");
     system.unnoticed(stream, &["h1", "h2"]);

@@ -8,12 +8,13 @@ use ev_checkpoint::{Cut, LaneMessage, MemoryStream, ShipNotice, Shipper};
 use ev_core::checkpoint::{Action, Epoch, Event, Output, PaceLimits, Phase, Primary, Proposal, Session};
 use ev_core::report::{Level3Report, Level3State};
 use ev_failpoint::{Step, reach};
-use ev_mirror::gate::boot_time;
+use ev_mirror::gate::{Gate, boot_time};
+use ev_vm::checkpoint::{Capture, EpochBuffer};
+use ev_vm::ram::PassReport;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
-use super::busy::Busy;
-use super::work::{self, Done, FILL_PASSES_MAX, Inner, PASS_PAGES_MIN, Pending, Started, Work};
+use super::work::{self, Captured, Done, FILL_PASSES_MAX, Inner, PASS_PAGES_MIN, Pending, Started, Work};
 use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
 use crate::checkpoint::stats::Stats;
@@ -47,6 +48,8 @@ pub struct Driver {
     shipped: mpsc::Receiver<ShipNotice>,
     waits: Arc<Notify>,
     output_waits: bool,
+    /// Open while the standby can't have taken over.
+    heard: Arc<Gate>,
     wish: Wish,
     lane: Option<Lane>,
     lanes: u64,
@@ -60,7 +63,6 @@ pub struct Driver {
     clock_at: Instant,
     asked_at: Option<Instant>,
     stats: Stats,
-    busy: Busy,
     turn: Turn,
 }
 
@@ -76,6 +78,9 @@ impl Driver {
         let waits = Arc::new(Notify::new());
         let notify = Arc::clone(&waits);
         spec.hold.on_waiting(move |_| notify.notify_one());
+        let heard = Arc::new(Gate::new());
+        let gate = Arc::clone(&heard);
+        spec.hold.leave_while(move || gate.is_open());
         let now = Instant::now();
         let stats = Stats::new(spec.blackout);
         let turn = Turn::new(spec.limits.who.clone());
@@ -91,6 +96,7 @@ impl Driver {
             shipped,
             waits,
             output_waits: false,
+            heard,
             wish: Wish::No("it is being prepared".to_owned()),
             lane: None,
             lanes: 0,
@@ -103,7 +109,6 @@ impl Driver {
             clock_at: now,
             asked_at: None,
             stats,
-            busy: Busy::default(),
             turn,
         }
     }
@@ -361,9 +366,6 @@ impl Driver {
     /// Begins what waits, if it can be.
     fn work_on(&mut self) {
         let Some(work) = &mut self.work else { return };
-        if work.brake && work.pending.is_none() {
-            return self.brake();
-        }
         let Some((pending, capture, buffer)) = work.next() else { return };
         let (session, inner) = (work.session, self.inner.clone());
         let at_stop = |epoch| work.at_stop(&self.spec.hold, epoch);
@@ -392,9 +394,10 @@ impl Driver {
 
     /// Slows the guest, if nothing else is done with it now.
     fn brake(&mut self) {
-        let Some(work) = &mut self.work else { return };
-        let Some(capture) = work.capture.take() else { return };
-        work.brake = false;
+        let Some(work) = self.work.as_mut().filter(|work| work.pending.is_none()) else {
+            return self.tell(Event::Braked);
+        };
+        let Some(capture) = work.capture.take() else { return self.tell(Event::Braked) };
         let (session, inner, blackout) = (work.session, self.inner.clone(), self.spec.limits.blackout);
         tokio::spawn(async move {
             let done = work::brake(capture, blackout).await;
@@ -407,10 +410,11 @@ impl Driver {
         match done {
             Done::Started(started) if current => self.started(started),
             Done::Passed(passed) if current => self.passed(passed),
-            Done::Captured(epoch, Ok((capture, checkpoint))) => {
+            Done::Captured(epoch, Ok(Captured { capture, checkpoint, stood_still })) => {
                 let pause = checkpoint.times.running;
                 tracing::trace!(%epoch, pages = checkpoint.epoch.pages.copies(), times = ?checkpoint.times, "captured");
                 self.stats.paused(epoch, pause);
+                self.stats.stood_still(stood_still);
                 if let Some(work) = self.work.as_mut().filter(|work| work.session == session) {
                     work.capture = Some(capture);
                     work.last_pages = checkpoint.epoch.pages.copies();
@@ -419,30 +423,28 @@ impl Driver {
                         self.unlink("what was captured could not be sent");
                     }
                 }
-                let load = self.busy.load(&self.spec.guest);
-                self.tell(Event::Captured { epoch, pause, load });
+                self.tell(Event::Captured { epoch, pause });
                 if self.spec.hold.has_waited(self.engine.running()) {
                     // It began to wait before the engine knew of this epoch.
                     self.output_waits = true;
                     self.tell(Event::OutputWaits);
                 }
             }
-            Done::Braked(braked) => self.braked(session, braked),
+            Done::Braked(capture, braked) => self.braked(session, capture, braked),
             // Also of a session that is over: the engine waits for the end of the pause.
             Done::Captured(_, Err(why)) => self.failed(&why),
             Done::Started(_) | Done::Passed(_) => {}
         }
     }
 
-    fn braked(&mut self, session: Session, braked: Result<(ev_vm::checkpoint::Capture, Duration), String>) {
-        let work = self.work.as_mut().filter(|work| work.session == session);
-        match (braked, work) {
-            (Ok((capture, time)), Some(work)) => {
-                work.capture = Some(capture);
-                self.stats.stood_still(time);
-            }
-            (Err(why), Some(_)) => self.failed(&why),
-            (_, None) => {}
+    /// A guest that could not be slowed runs on: the next checkpoint finds out whether anything is wrong with it.
+    fn braked(&mut self, session: Session, capture: Capture, braked: Result<Duration, String>) {
+        if let Some(work) = self.work.as_mut().filter(|work| work.session == session) {
+            work.capture = Some(capture);
+        }
+        match braked {
+            Ok(time) => self.stats.stood_still(time),
+            Err(why) => tracing::warn!(why, "the guest was not slowed"),
         }
         self.tell(Event::Braked);
         self.work_on();
@@ -467,10 +469,7 @@ impl Driver {
         }
     }
 
-    fn passed(
-        &mut self,
-        passed: Result<(ev_vm::checkpoint::Capture, ev_vm::checkpoint::EpochBuffer, ev_vm::ram::PassReport), String>,
-    ) {
+    fn passed(&mut self, passed: Result<(Capture, EpochBuffer, PassReport), String>) {
         let Some(work) = &mut self.work else { return };
         let (capture, buffer, report) = match passed {
             Ok(passed) => passed,
@@ -523,18 +522,16 @@ impl Driver {
                 }
                 self.work_on();
             }
-            Action::Brake => match &mut self.work {
-                Some(work) => {
-                    work.brake = true;
-                    self.work_on();
-                }
-                None => self.tell(Event::Braked),
-            },
+            Action::Brake => self.brake(),
             Action::Release(Output::Through(Epoch::NONE)) => self.spec.hold.hold_from(Epoch::FIRST),
             Action::Release(Output::Through(epoch)) => {
                 self.spec.hold.release_through(epoch);
                 reach(Step::ActiveReleased);
                 self.stats.confirmed(epoch);
+            }
+            Action::LetOutUntil(deadline) => {
+                self.heard.open_until(deadline);
+                self.spec.hold.look_again();
             }
             Action::Release(Output::Free) => {
                 for disk in self.spec.disks.iter().filter_map(|(_, disk)| disk.upgrade()) {

@@ -3,7 +3,6 @@
 //! One task for each guest that runs here with its memory tracked, from its start to its end; at lower levels it stands by.
 //! `driver` carries out what the engine decides, `work` is what one session consists of.
 
-mod busy;
 mod driver;
 mod work;
 

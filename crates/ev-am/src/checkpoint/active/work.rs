@@ -49,8 +49,6 @@ pub struct Work {
     pub pending: Option<Pending>,
     /// Pages of the last epoch.
     pub last_pages: usize,
-    /// The guest is to be slowed.
-    pub brake: bool,
     /// What is known of why it ends.
     pub why: Option<String>,
 }
@@ -75,9 +73,17 @@ pub struct Started {
 pub enum Done {
     Started(Result<Started, String>),
     Passed(Result<(Capture, EpochBuffer, PassReport), String>),
-    Braked(Result<(Capture, Duration), String>),
+    /// For how long it stood still.
+    Braked(Capture, Result<Duration, String>),
     /// The capture comes back if it is of further use.
-    Captured(Epoch, Result<(Capture, Box<Checkpoint>), String>),
+    Captured(Epoch, Result<Captured, String>),
+}
+
+pub struct Captured {
+    pub capture: Capture,
+    pub checkpoint: Box<Checkpoint>,
+    /// For how long the guest stood still before the pause.
+    pub stood_still: Duration,
 }
 
 /// What the driver's own tasks tell it.
@@ -107,7 +113,6 @@ impl Work {
             passes: 0,
             pending: None,
             last_pages: 0,
-            brake: false,
             why: None,
         }
     }
@@ -186,15 +191,16 @@ pub async fn pass(mut capture: Capture, buffer: EpochBuffer) -> Done {
 /// Lets the guest stand still for a part of `blackout`.
 pub async fn brake(mut capture: Capture, blackout: Duration) -> Done {
     let time = blackout / STANDING_PART;
-    Done::Braked(capture.brake(time).await.map(|()| (capture, time)).map_err(|error| error.to_string()))
+    let braked = capture.brake(time).await.map(|()| time).map_err(|error| error.to_string());
+    Done::Braked(capture, braked)
 }
 
-/// Copies written pages, until the rest can be copied in a pause of `blackout`.
+/// Copies written pages, until the rest can be copied in a pause of `blackout`; for how long the guest stood still meanwhile.
 async fn copy_ahead(
     capture: &mut Capture,
     mut buffer: EpochBuffer,
     blackout: Duration,
-) -> Result<EpochBuffer, CaptureError> {
+) -> Result<(EpochBuffer, Duration), CaptureError> {
     let mut last = PassReport::default();
     for _ in 0..PASSES_MAX {
         (buffer, last) = capture.precopy(buffer).await?;
@@ -202,16 +208,18 @@ async fn copy_ahead(
             break;
         }
     }
+    let mut stood_still = Duration::ZERO;
     if last.time < blackout {
-        return Ok(buffer);
+        return Ok((buffer, stood_still));
     }
     tracing::debug!(?last, "the guest writes faster than its pages are copied: it is slowed");
     let mut at = PartlyDone::default();
     while !capture.tracker().is_over(at) {
-        (buffer, at, _) = capture.precopy_standing(buffer, at, blackout / STANDING_PART).await?;
+        (buffer, at, last) = capture.precopy_standing(buffer, at, blackout / STANDING_PART).await?;
+        stood_still += last.time;
         tokio::time::sleep(blackout / RUNNING_PART).await;
     }
-    Ok(buffer)
+    Ok((buffer, stood_still))
 }
 
 /// `ahead`: the pause alone would take long.
@@ -222,15 +230,16 @@ pub async fn checkpoint(
     ahead: Option<Duration>,
     at_stop: AtStop,
 ) -> Done {
+    let mut stood_still = Duration::ZERO;
     if let Some(blackout) = ahead {
-        buffer = match copy_ahead(&mut capture, buffer, blackout).await {
-            Ok(buffer) => buffer,
+        (buffer, stood_still) = match copy_ahead(&mut capture, buffer, blackout).await {
+            Ok(ahead) => ahead,
             Err(error) => return Done::Captured(epoch, Err(error.to_string())),
         };
     }
     reach(Step::ActiveBeforeStop);
-    let taken = capture.checkpoint(buffer, at_stop).await;
-    Done::Captured(epoch, taken.map(|taken| (capture, Box::new(taken))).map_err(|error| error.to_string()))
+    let taken = capture.checkpoint(buffer, at_stop).await.map_err(|error| error.to_string());
+    Done::Captured(epoch, taken.map(|taken| Captured { capture, checkpoint: Box::new(taken), stood_still }))
 }
 
 /// Whether QEMU is gone, or about to be.

@@ -156,6 +156,26 @@ pub enum Action {
     Leave,
 }
 
+/// The actions of one step in the order in which they are to be carried out: disks learn of a new record before anything else happens
+/// under it.
+#[must_use]
+pub fn in_order(mut actions: Vec<Action>) -> Vec<Action> {
+    actions.sort_by_key(|action| match action {
+        Action::Gate(Gate::Closed) => 0,
+        Action::SetRoles { .. } => 1,
+        Action::Gate(_) => 2,
+        Action::Start { .. }
+        | Action::Continue { .. }
+        | Action::PowerDown
+        | Action::Pause
+        | Action::Resume
+        | Action::End { .. }
+        | Action::Propose { .. } => 3,
+        Action::Leave => 4,
+    });
+    actions
+}
+
 /// How far the gate is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
