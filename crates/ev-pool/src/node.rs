@@ -212,6 +212,16 @@ impl PoolNode {
         self.shared.locate(member)
     }
 
+    /// Whether the state applied here has everything that was committed before the present master's term. Right after this member's start it
+    /// may be older, although there is a master: what was committed last is learned from that.
+    #[must_use]
+    pub fn is_up_to_date(&self) -> bool {
+        let metrics = self.shared.metrics();
+        // Each leader commits an entry of its own term before any other.
+        let applied = metrics.last_applied.is_some_and(|last| last.leader_id.term == metrics.current_term);
+        applied && self.shared.leadership.borrow().master.is_some()
+    }
+
     /// Whether this member is pool master. Not a proof: see [`Self::ensure_linearizable`].
     #[must_use]
     pub fn is_leader(&self) -> bool {

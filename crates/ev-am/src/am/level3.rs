@@ -41,13 +41,19 @@ impl Am {
         self.vm().level == Level::System
     }
 
-    /// A hold for a guest whose earlier AM may have left something that the standby does not have.
+    /// A hold for a guest whose earlier AM may have left something that the standby does not have; the disks are told as much. To be called
+    /// before they have a role.
     pub(super) fn hold_of_taken_up(&self) -> (Arc<OutputHold>, Origin) {
         let hold = OutputHold::new();
         if !self.is_level3() {
             return (hold, Origin::Begun);
         }
         hold.hold_from(Epoch::FIRST);
+        for disk in self.disks.handles().iter().filter_map(|(_, disk)| disk.upgrade()) {
+            if let Err(error) = disk.was_ahead() {
+                tracing::error!(%error, "a disk takes no orders");
+            }
+        }
         (hold, Origin::TakenUp)
     }
 

@@ -46,9 +46,11 @@ pub async fn admit(State(app): State<Arc<App>>, Body(request): Body<JoinRequest>
 
 pub async fn show(State(app): State<Arc<App>>) -> Answer<PoolView> {
     let member = app.member()?;
+    // In this order: the state is not older than that.
+    let is_up_to_date = member.node.is_up_to_date();
     let state = member.state();
     let status = member.node.status();
-    let master = status.leadership.master;
+    let master = status.leadership.master.filter(|_| is_up_to_date);
     let voters: Vec<_> =
         status.members.iter().filter(|one| one.role == VoterRole::Voter).map(|one| one.at.member).collect();
     let silent = member.node.silence().await.silent;

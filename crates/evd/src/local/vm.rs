@@ -3,7 +3,7 @@
 //! ```text
 //!   Kept  -- the pool state says that this host has no part in the VM --> Leaving
 //!   Leaving -- the state says otherwise again --> Kept
-//!   Leaving -- for some seconds, under a known master; the AM has ended --> gone, files and all
+//!   Leaving -- for some seconds, by a state that is up to date; the AM has ended --> gone, files and all
 //! ```
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 /// A started AM has so long to take its lock before another start is tried.
 const START_GRACE: Duration = Duration::from_secs(5);
-/// The pool state must say for so long, while there is a master, that this host has no part in the VM.
+/// The pool state must say for so long, while it is up to date, that this host has no part in the VM.
 const LEAVE_AFTER: Duration = Duration::from_secs(3);
 /// MTU of bridges.
 const BRIDGE_MTU: u32 = 1500;
@@ -176,11 +176,11 @@ impl Work {
         Ok(())
     }
 
-    /// `true`: nothing is left. Only the state under a master counts: right after the daemon's start it may be older
-    /// than the files.
+    /// `true`: nothing is left. Only a state that is up to date counts: right after the daemon's start it may be older than the
+    /// files.
     async fn leave(&mut self, state: &PoolState) -> bool {
         let member = &self.shared.member;
-        let certain = member.node.leader().is_some() && state.members.contains_key(&member.host);
+        let certain = member.node.is_up_to_date() && state.members.contains_key(&member.host);
         if !certain {
             self.leaving_since = None;
             return false;
