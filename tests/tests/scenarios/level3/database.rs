@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use ev_tests::{DebianGuest, Load, Pool, Postgres, Service, System, TestLab, in_client};
 
-const KILLS: usize = 4;
 /// Debian boots, or its memory is sent, on an emulated processor that has to share the machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -21,7 +20,7 @@ fn a_database_client_with_one_connection_sees_nothing_of_dying_hosts() {
     load.wait_for_more(100, LIMIT);
     let system = System { lab: &lab, pool, vm: "db01" };
     let mut asked = "h1".to_owned();
-    for _ in 0..KILLS {
+    for _ in 0..super::kills() {
         let active = system.protected(&asked).active_host();
         let other = system.other_than(&active);
         load.wait_for_more(50, LIMIT);

@@ -50,10 +50,14 @@ fn either_host_dies(lab: &TestLab) {
     system.unnoticed(stream, &["h1", "h2", "h1"]);
 }
 
-/// `EVENKEEL_KILLS=50` for more of them.
+/// How many hosts die in turn: `EVENKEEL_KILLS=50` for more of them.
+fn kills() -> usize {
+    std::env::var("EVENKEEL_KILLS").map_or(KILLS, |text| text.parse().expect("EVENKEEL_KILLS is a number"))
+}
+
 #[test]
 fn hosts_die_in_turn_again_and_again() {
-    let kills = std::env::var("EVENKEEL_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let kills = kills();
     let lab = TestLab::up(2, 1);
     let (system, stream) = System::tiny(&lab);
     let (mut asked, mut blackouts) = ("h1".to_owned(), Vec::new());
