@@ -65,6 +65,11 @@ impl Postgres {
         Ok(())
     }
 
+    /// Has the database write what it only has in its log.
+    pub fn checkpoint(&mut self) -> Result<(), ClientError> {
+        Ok(self.client.batch_execute("CHECKPOINT")?)
+    }
+
     /// `pg_amcheck` over the whole database, with the heap behind each index: what it complained about, if it did.
     pub fn check_integrity(lab: &Lab) -> Result<(), String> {
         let program = "/usr/lib/postgresql/15/bin/pg_amcheck";

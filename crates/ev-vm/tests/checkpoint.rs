@@ -4,9 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use ev_vm::checkpoint::{Capture, CaptureError, RestoreError, Standby, StateError};
+use ev_vm::checkpoint::{Capture, CaptureError, Processors, RestoreError, Standby, StateError};
 use ev_vm::ram::PartlyDone;
-use ev_vm::{EventKind, Guest, QmpError, RunState};
+use ev_vm::{EventKind, Guest, Qemu, QmpError, RunState};
 use support::tracked::{
     Ending, Image, apply, copy_all, machines, nothing_else, round, said, tiny, tracked, until_said,
 };
@@ -221,5 +221,31 @@ async fn a_state_that_is_not_the_machines_is_refused() {
             ending.kill().unwrap();
             ending.exited().await;
         }
+    }
+}
+
+/// One that writes all the time, and one that waits for input.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_nothing_to_do_is_seen_to_rest_and_a_busy_one_is_not() {
+    const LOOKS: usize = 100;
+    let rested = async |folders: &Folders, machine: &str, qemu: &Qemu, parameters: &str, sign: &str| {
+        let guest = Ending(Guest::start(qemu, &tcg(), &tiny(folders, machine, 128, parameters)).await.unwrap());
+        until_said(folders, sign).await;
+        let mut processors = Processors::of(&guest).await.unwrap();
+        let mut rested = 0;
+        for _ in 0..LOOKS {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            rested += usize::from(processors.rest());
+        }
+        guest.kill().unwrap();
+        guest.exited().await;
+        assert!(!processors.rest(), "nothing is to be captured of one that has ended");
+        rested
+    };
+    for (qemu, machine) in machines() {
+        let (busy, idle) = (Folders::new(), Folders::new());
+        let of_busy = rested(&busy, machine, &qemu, "ev.memory=8", "memory 1 round").await;
+        let of_idle = rested(&idle, machine, &qemu, "", "ready").await;
+        assert!(of_busy < LOOKS / 10 && of_idle > LOOKS / 2, "{machine}: {of_busy} and {of_idle} of {LOOKS}");
     }
 }

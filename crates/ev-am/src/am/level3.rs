@@ -86,7 +86,7 @@ impl Am {
         }
     }
 
-    /// Is the standby if that is its role and no guest is left here, and tells the checkpoints' task what the record says, and whether all is there for it.
+    /// Begins to be the standby where that is due, and tells the checkpoints' task what the record says, and whether all is there for it.
     pub(super) fn settle_level3(&mut self) {
         if let Some(waiting) = &self.waiting
             && !self.vm().authority.holds_all_good(self.config.host)

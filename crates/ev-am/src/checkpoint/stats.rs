@@ -1,6 +1,7 @@
 //! What Level 3 costs, over the last seconds: pauses, epochs, bytes, lag.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ev_core::checkpoint::Epoch;
@@ -11,6 +12,33 @@ use ev_net::OutputHold;
 const PAUSES_MAX: usize = 1024;
 /// Rates are over this time.
 const WINDOW: Duration = Duration::from_secs(5);
+
+/// How old the figures of a report may be: to make them takes time.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Where the newest report is found.
+#[derive(Debug)]
+pub struct Board {
+    report: Arc<Mutex<Level3Report>>,
+    /// What it says, and since when.
+    made: Option<(Level3State, Instant)>,
+}
+
+impl Board {
+    pub fn new(report: Arc<Mutex<Level3Report>>) -> Self {
+        Self { report, made: None }
+    }
+
+    /// At once if the state is another one; figures alone seldom.
+    pub fn renew(&mut self, state: Level3State, stats: &Stats, hold: &OutputHold) {
+        let is_new = |(last, at): &(Level3State, Instant)| *last == state && at.elapsed() < REPORT_INTERVAL;
+        if self.made.as_ref().is_some_and(is_new) {
+            return;
+        }
+        self.made = Some((state.clone(), Instant::now()));
+        *self.report.lock().expect("a report is only copied under the lock") = stats.report(state, hold);
+    }
+}
 
 /// The newest pauses, and what was sent.
 #[derive(Debug, Default)]

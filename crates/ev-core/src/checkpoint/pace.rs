@@ -1,5 +1,5 @@
-//! When the next checkpoint is due: at once when somebody waits for output, seldom when nothing happens, and never so often that
-//! the pauses eat the guest's time.
+//! When the next checkpoint is due: at once when somebody waits for output and the guest has nothing else to do, seldom when nothing
+//! happens, and never so often that the pauses eat the guest's time.
 
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ pub struct PaceLimits {
     pub idle: Duration,
     /// The guest runs at least this many times as long as its last pause took, while nobody waits for what it sends.
     pub run_per_pause: u32,
-    /// The same while somebody waits: a guest that is waited for is not slowed by the wait as well.
+    /// The same while somebody waits, and it has more to do.
     pub run_per_pause_waiting: u32,
+    /// The same while somebody waits, and it rests: a pause takes it nothing then.
+    pub run_per_pause_resting: u32,
     /// Checkpoints that the standby has not confirmed; with more, the next one waits.
     pub unconfirmed: u64,
     /// An epoch that has lasted for so long while the link or the standby is behind: the guest is slowed, so that the epoch stays small
@@ -28,7 +30,8 @@ impl Default for PaceLimits {
         Self {
             idle: Duration::from_secs(1),
             run_per_pause: 9,
-            run_per_pause_waiting: 1,
+            run_per_pause_waiting: 4,
+            run_per_pause_resting: 1,
             unconfirmed: 2,
             epoch: Duration::from_secs(1),
             run_per_brake: Duration::from_millis(30),
@@ -44,23 +47,29 @@ pub struct Pace {
     began: Instant,
     last_pause: Duration,
     output_waits: bool,
+    rested: bool,
     /// When the guest was last let go on by a brake.
     braked: Option<Instant>,
 }
 
 impl Pace {
     pub(super) fn new(limits: PaceLimits, now: Instant) -> Self {
-        Self { limits, began: now, last_pause: Duration::ZERO, output_waits: false, braked: None }
+        Self { limits, began: now, last_pause: Duration::ZERO, output_waits: false, rested: false, braked: None }
     }
 
     pub(super) fn output(&mut self) {
         self.output_waits = true;
     }
 
+    pub(super) fn rested(&mut self) {
+        self.rested = true;
+    }
+
     pub(super) fn captured(&mut self, now: Instant, pause: Duration) {
         self.began = now;
         self.last_pause = pause;
         self.output_waits = false;
+        self.rested = false;
     }
 
     pub(super) fn braked(&mut self, now: Instant) {
@@ -77,9 +86,19 @@ impl Pace {
     /// Whether a checkpoint is due, with so many on their way.
     pub(super) fn is_due(&self, now: Instant, unconfirmed: u64) -> bool {
         let ran = now.since(self.began);
-        let least = if self.output_waits { self.limits.run_per_pause_waiting } else { self.limits.run_per_pause };
+        let least = match (self.output_waits, self.rested) {
+            (true, true) => self.limits.run_per_pause_resting,
+            (true, false) => self.limits.run_per_pause_waiting,
+            (false, _) => self.limits.run_per_pause,
+        };
         unconfirmed < self.limits.unconfirmed
             && ran >= self.last_pause * least
             && (self.output_waits || ran >= self.limits.idle)
+    }
+
+    /// Whether a checkpoint would be due if the guest rested now, and is not otherwise.
+    pub(super) fn waits_for_rest(&self, now: Instant, unconfirmed: u64) -> bool {
+        let resting = Self { rested: true, ..*self };
+        self.output_waits && !self.is_due(now, unconfirmed) && resting.is_due(now, unconfirmed)
     }
 }

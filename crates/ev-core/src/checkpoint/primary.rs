@@ -68,6 +68,8 @@ pub enum Event {
     Braked,
     /// A frame or an acknowledgement waits for its epoch.
     OutputWaits,
+    /// The guest's processors have nothing to do at this instant; asked for by [`Primary::waits_for_rest`].
+    Rested,
     /// Time passed.
     Tick,
 }
@@ -212,6 +214,14 @@ impl Primary {
         self.confirmed
     }
 
+    /// Whether [`Event::Rested`] would bring a checkpoint at once.
+    #[must_use]
+    pub fn waits_for_rest(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Joining | Phase::Protected)
+            && !self.capturing
+            && self.pace.waits_for_rest(now, self.unconfirmed())
+    }
+
     /// Takes one event; what is to be done goes to `out`, in order.
     pub fn step(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
         match event {
@@ -243,6 +253,7 @@ impl Primary {
                 self.pace.braked(now);
             }
             Event::OutputWaits => self.pace.output(),
+            Event::Rested => self.pace.rested(),
         }
         self.advance(now, out);
     }
@@ -373,7 +384,7 @@ impl Primary {
     }
 
     fn capture(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let unconfirmed = self.running.0 - 1 - self.confirmed.0;
+        let unconfirmed = self.unconfirmed();
         let first = self.phase == Phase::Filling && self.opened && self.filled;
         // Not after a session that has just been given up: nobody would take that checkpoint, and output would wait for it.
         let more = matches!(self.phase, Phase::Joining | Phase::Protected);
@@ -385,6 +396,11 @@ impl Primary {
             self.braking = true;
             out.push(Action::Brake);
         }
+    }
+
+    /// Checkpoints that were captured, and that the standby has not confirmed.
+    fn unconfirmed(&self) -> u64 {
+        self.running.0 - 1 - self.confirmed.0
     }
 
     fn propose(&mut self, now: Instant, proposal: Proposal, out: &mut Vec<Action>) {

@@ -147,7 +147,7 @@ fn a_standby_that_prepares_itself_is_given_time() {
 
 #[test]
 fn checkpoints_come_at_once_for_output_and_seldom_without() {
-    let limits = PaceLimits { run_per_pause_waiting: 3, ..PaceLimits::default() };
+    let limits = PaceLimits { run_per_pause_waiting: 3, run_per_pause_resting: 1, ..PaceLimits::default() };
     let mut pace = Pace::new(limits, at(0));
     pace.captured(at(0), PAUSE);
     assert!(!pace.is_due(at(999), 0));
@@ -156,8 +156,30 @@ fn checkpoints_come_at_once_for_output_and_seldom_without() {
     pace.output();
     assert!(!pace.is_due(at(14), 0), "the guest has to run as well");
     assert!(pace.is_due(at(15), 0));
+    let waits_for_rest = [4, 5, 14, 15].map(|ms| pace.waits_for_rest(at(ms), 0));
+    assert_eq!(waits_for_rest, [false, true, true, false]);
+    assert!(!pace.waits_for_rest(at(5), limits.unconfirmed), "the standby is behind");
+    pace.rested();
+    assert!(!pace.is_due(at(4), 0), "it rests because it was stopped a moment ago");
+    assert!(pace.is_due(at(5), 0));
     pace.captured(at(50), PAUSE);
     assert!(!pace.is_due(at(100), 0), "nobody waits any more");
+    assert!(!pace.waits_for_rest(at(100), 0));
+    pace.output();
+    assert!(!pace.is_due(at(64), 0), "that it rested was long ago");
+}
+
+#[test]
+fn a_guest_that_is_waited_for_has_its_checkpoint_when_it_rests() {
+    let mut engine = protected();
+    assert_eq!(step(&mut engine, 100, Event::OutputWaits), [Action::Capture { epoch: Epoch(2) }]);
+    assert!(!engine.waits_for_rest(at(104)), "it is being captured");
+    assert_eq!(step(&mut engine, 105, Event::Captured { epoch: Epoch(2), pause: PAUSE }), []);
+    assert!(!engine.waits_for_rest(at(110)), "nobody waits");
+    assert_eq!(step(&mut engine, 110, Event::OutputWaits), []);
+    assert!(engine.waits_for_rest(at(111)));
+    assert_eq!(step(&mut engine, 111, Event::Tick), []);
+    assert_eq!(step(&mut engine, 112, Event::Rested), [Action::Capture { epoch: Epoch(3) }]);
 }
 
 #[test]

@@ -170,6 +170,7 @@ impl World {
         }
         if self.rng.per_mille(20) {
             self.tell(index, Event::OutputWaits);
+            self.tell(index, Event::Rested);
         }
         self.tell(index, Event::Tick);
     }

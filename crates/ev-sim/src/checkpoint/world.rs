@@ -389,6 +389,9 @@ impl World {
         if self.rng.per_mille(500) {
             self.receive_answers();
         }
+        if self.engine.waits_for_rest(self.clock()) && self.rng.per_mille(300) {
+            self.tell(Event::Rested);
+        }
         self.tell(Event::Record(self.known.standing()));
         self.receive_answers();
         if let Some((epoch, until)) = self.capture

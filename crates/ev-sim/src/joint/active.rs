@@ -103,7 +103,9 @@ impl World {
             self.tell_primary(index, Event::Filled { session });
         }
         if waits {
+            let rests = self.rng.per_mille(300);
             self.tell_primary(index, Event::OutputWaits);
+            self.tell_primary(index, if rests { Event::Rested } else { Event::Tick });
         }
         self.tell_primary(index, Event::Tick);
     }

@@ -2,9 +2,11 @@
 
 mod capture;
 mod pause;
+mod processors;
 mod standby;
 mod stream;
 
 pub use capture::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
+pub use processors::{Processors, WatchError};
 pub use standby::{LOAD_TIME_MAX, PrepareError, RestoreError, ResumeTimes, Standby};
 pub use stream::{DEVICE_STATE_BYTES_MAX, IncomingStream, StateError, check_state, incoming_stream};

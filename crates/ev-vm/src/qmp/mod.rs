@@ -265,6 +265,17 @@ impl Qmp {
         Ok(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? })
     }
 
+    /// The host's threads that run the guest's processors.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn processor_threads(&self) -> Result<Vec<u32>, QmpError> {
+        let answer = self.execute("query-cpus-fast", Value::Null).await?;
+        let thread = |processor: &Value| processor.get("thread-id")?.as_u64().and_then(|id| u32::try_from(id).ok());
+        let threads = answer.as_array().ok_or(QmpError::Protocol)?.iter().map(thread);
+        threads.collect::<Option<_>>().ok_or(QmpError::Protocol)
+    }
+
     /// Stops the guest's processors. Returns as soon as they are known to stand still, and soon in any case.
     ///
     /// QEMU stops the processors first, then waits for its disks, and answers only after that. A disk server that

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::work::{self, Captured, Done, FILL_PASSES_MAX, Inner, PASS_PAGES_MIN, Pending, Started, Work};
 use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
-use crate::checkpoint::stats::Stats;
+use crate::checkpoint::stats::{Board, Stats};
 use crate::checkpoint::turns::Turn;
 use crate::checkpoint::{QUEUE_MAX, all, memory_stream};
 use crate::links::{Channel, Stream};
@@ -41,7 +41,7 @@ pub struct Driver {
     /// Events that came up while the engine's last wishes were carried out.
     events: VecDeque<Event>,
     notices: mpsc::Sender<ActiveNotice>,
-    report: Arc<Mutex<Level3Report>>,
+    report: Board,
     inner: mpsc::Sender<Inner>,
     done: mpsc::Receiver<Inner>,
     ship: mpsc::Sender<ShipNotice>,
@@ -89,7 +89,7 @@ impl Driver {
             engine,
             events: VecDeque::new(),
             notices,
-            report,
+            report: Board::new(report),
             inner,
             done,
             ship,
@@ -159,9 +159,10 @@ impl Driver {
                 self.stats.sent(shipper.counters().pages(), shipper.counters().bytes());
             }
         }
-        self.tell(Event::Tick);
-        *self.report.lock().expect("a report is only copied under the lock") =
-            self.stats.report(self.state(), &self.spec.hold);
+        let rested = self.engine.waits_for_rest(boot_time()) && self.work.as_mut().is_some_and(Work::processors_rest);
+        self.tell(if rested { Event::Rested } else { Event::Tick });
+        let state = self.state();
+        self.report.renew(state, &self.stats, &self.spec.hold);
     }
 
     /// Whether a session may begin or go on now; to begin one takes a turn, until the standby holds the memory.
@@ -453,8 +454,9 @@ impl Driver {
     fn started(&mut self, started: Result<Started, String>) {
         let (Some(work), Some(lane)) = (&mut self.work, &self.lane) else { return };
         match started {
-            Ok(Started { capture, buffers, version }) => {
+            Ok(Started { capture, processors, buffers, version }) => {
                 work.capture = Some(capture);
+                work.processors = Some(processors);
                 work.free = buffers;
                 let Some(shape) = work.shape() else { return };
                 lane.send(LaneMessage::Begin {

@@ -11,7 +11,7 @@ use ev_failpoint::{Step, reach};
 use ev_mirror::Disk;
 use ev_net::OutputHold;
 use ev_vm::Guest;
-use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer};
+use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Checkpoint, EpochBuffer, Processors};
 use ev_vm::ram::{PartlyDone, PassReport};
 
 use crate::checkpoint::lane::LaneEvent;
@@ -40,6 +40,7 @@ const MARK_TIME_MAX: Duration = Duration::from_millis(300);
 pub struct Work {
     pub session: Session,
     pub capture: Option<Capture>,
+    pub processors: Option<Processors>,
     pub free: Vec<EpochBuffer>,
     pub shipper: Option<Shipper>,
     pub disks: Vec<(DiskId, Arc<Disk>)>,
@@ -64,6 +65,7 @@ pub enum Pending {
 /// The guest's writes are noted.
 pub struct Started {
     pub capture: Capture,
+    pub processors: Processors,
     pub buffers: Vec<EpochBuffer>,
     /// Version of the guest's QEMU, whatever is installed by now.
     pub version: String,
@@ -106,6 +108,7 @@ impl Work {
         Self {
             session,
             capture: None,
+            processors: None,
             free: Vec::new(),
             shipper: None,
             disks,
@@ -130,6 +133,11 @@ impl Work {
         let (capture, buffer) = (self.capture.take()?, self.free.pop()?);
         self.pending = None;
         Some((pending, capture, buffer))
+    }
+
+    /// Whether the guest has nothing to do at this instant.
+    pub fn processors_rest(&mut self) -> bool {
+        self.processors.as_mut().is_some_and(Processors::rest)
     }
 
     /// Whether it is worth copying before the pause.
@@ -169,9 +177,10 @@ pub async fn start(guest: Guest) -> Done {
     let begun = async {
         let version = async { guest.qmp().await?.version().await };
         let version = version.await.map_err(|error| error.to_string())?.to_string();
+        let processors = Processors::of(&guest).await.map_err(|error| error.to_string())?;
         let prepared = tokio::task::spawn_blocking(move || prepare(&guest)).await.map_err(|error| error.to_string())?;
         let (capture, buffers) = prepared.map_err(|error| error.to_string())?;
-        Ok(Started { capture, buffers, version })
+        Ok(Started { capture, processors, buffers, version })
     };
     Done::Started(begun.await)
 }
