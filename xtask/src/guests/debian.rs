@@ -21,7 +21,7 @@ pub const PASSWORD: &str = "evenkeel";
 /// Virtual size of the disk.
 const DISK_SIZE: &str = "3G";
 /// Raise when the recipe changes, so that a cached image is made anew.
-pub const RECIPE_VERSION: u32 = 3;
+pub const RECIPE_VERSION: u32 = 4;
 
 const PACKAGES: &str =
     "systemd-sysv,dbus,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
@@ -31,7 +31,8 @@ const PACKAGES: &str =
 const INITRD_MODULES: &str = "virtio_pci\nvirtio_blk\nvirtio_net\next4\ncrc32c_generic\n";
 
 const EXTLINUX_CONFIG: &str = "default debian\nprompt 0\ntimeout 0\nlabel debian\n  kernel /boot/vmlinuz\n  initrd /boot/initrd.img\n  \
-     append root=/dev/vda ro console=ttyS0 net.ifnames=0 rootwait quiet systemd.show_status=true mitigations=off\n";
+     append root=/dev/vda ro console=ttyS0 net.ifnames=0 rootwait quiet systemd.show_status=true mitigations=off \
+     no_timer_check\n";
 
 fn network() -> String {
     format!("[Match]\nType=ether\n[Network]\nAddress={ADDRESS}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n")
