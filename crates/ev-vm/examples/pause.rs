@@ -75,7 +75,7 @@ async fn measure(qemu: &Qemu, machine: &str, case: &Case, checkpoints: usize) {
                 break;
             }
         }
-        let checkpoint = capture.checkpoint(epoch, nothing_else()).await.unwrap();
+        let checkpoint = capture.checkpoint(epoch, None, nothing_else()).await.unwrap();
         let Checkpoint { epoch: filled, pause_pages, times } = checkpoint;
         epoch = filled;
         if number >= 20 {

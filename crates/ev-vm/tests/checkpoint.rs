@@ -2,9 +2,11 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ev_vm::checkpoint::{Capture, CaptureError, Processors, RestoreError, Standby, StateError};
+use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Processors, RestoreError, Standby, StateError};
 use ev_vm::ram::PartlyDone;
 use ev_vm::{EventKind, Guest, Qemu, QmpError, RunState};
 use support::tracked::{
@@ -46,7 +48,7 @@ async fn a_guest_continues_in_a_second_qemu_at_its_last_checkpoint() {
                     (precopied, at, _) = capture.precopy_standing(precopied, at, part).await.unwrap();
                 }
             }
-            let checkpoint = capture.checkpoint(precopied, nothing_else()).await.unwrap();
+            let checkpoint = capture.checkpoint(precopied, None, nothing_else()).await.unwrap();
             if number % 10 == 0 {
                 eprintln!("{pass:?} {} pages in the pause, {:?}", checkpoint.pause_pages, checkpoint.times);
             }
@@ -87,7 +89,7 @@ async fn a_continued_guest_uses_its_disk_and_its_serial_port() {
         let _ending = Ending(standby.guest().clone());
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         copy_all(capture.tracker().memory(), standby.memory());
-        let epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
+        let epoch = capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap().epoch;
         apply(&epoch.pages, standby.memory());
         guest.kill().unwrap();
         guest.exited().await;
@@ -100,7 +102,7 @@ async fn a_continued_guest_uses_its_disk_and_its_serial_port() {
         assert_eq!(statistics.write_bytes, 512);
         // It can be protected anew at once.
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap();
+        capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap();
     }
 }
 
@@ -111,19 +113,20 @@ async fn a_guest_that_stands_still_is_left_so_and_one_that_is_gone_is_told() {
         let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "")).await.unwrap());
         let qmp = guest.qmp().await.unwrap();
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let mut epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
+        let mut epoch = capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap().epoch;
         assert_eq!(qmp.status().await.unwrap(), RunState::Running);
 
         qmp.stop().await.unwrap();
-        let refused = capture.checkpoint(epoch, nothing_else()).await.expect_err("the guest stands still");
+        let refused = capture.checkpoint(epoch, None, nothing_else()).await.expect_err("the guest stands still");
         assert!(matches!(refused.error, CaptureError::NotRunning { state: RunState::Paused }), "{refused:?}");
         assert_eq!(qmp.status().await.unwrap(), RunState::Paused);
         qmp.cont().await.unwrap();
-        epoch = capture.checkpoint(*refused.epoch.expect("nothing was lost"), nothing_else()).await.unwrap().epoch;
+        epoch =
+            capture.checkpoint(*refused.epoch.expect("nothing was lost"), None, nothing_else()).await.unwrap().epoch;
 
         guest.kill().unwrap();
         guest.exited().await;
-        let refused = capture.checkpoint(epoch, nothing_else()).await.expect_err("the guest is gone");
+        let refused = capture.checkpoint(epoch, None, nothing_else()).await.expect_err("the guest is gone");
         assert!(matches!(refused.error, CaptureError::Qmp(QmpError::Closed { .. })), "{refused:?}");
     }
 }
@@ -149,7 +152,7 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         let qmp = guest.qmp().await.unwrap();
         // The request is in flight, or will be at the next attempt.
         let refused = loop {
-            match capture.checkpoint(epoch, nothing_else()).await {
+            match capture.checkpoint(epoch, None, nothing_else()).await {
                 Ok(taken) => epoch = taken.epoch,
                 Err(refused) => break refused,
             }
@@ -157,7 +160,53 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         assert!(matches!(refused.error, CaptureError::Qmp(QmpError::TimedOut { .. })), "{refused:?}");
         disk.thaw();
         serial.expect("a").await;
-        let taken = capture.checkpoint(*refused.epoch.expect("nothing was lost"), nothing_else()).await.unwrap();
+        let taken = capture.checkpoint(*refused.epoch.expect("nothing was lost"), None, nothing_else()).await.unwrap();
+        image.apply(&taken.epoch.pages);
+        qmp.stop().await.unwrap();
+        let mut rest = taken.epoch;
+        rest.clear();
+        let mut rest = rest.pages;
+        capture.tracker().copy_written(&mut rest).unwrap();
+        image.apply(&rest);
+        assert_eq!(image.differences(capture.tracker()), []);
+    }
+}
+
+/// A guest with more to copy than goes in the time goes on, and it is as if no checkpoint had been tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_copied_in_time_is_left_for_the_next_attempt_and_no_page_is_lost() {
+    const ATTEMPTS: u64 = 5;
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=16")).await.unwrap());
+        until_said(&folders, "memory 0 round").await;
+        let qmp = guest.qmp().await.unwrap();
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let mut image = Image::of(capture.tracker().memory());
+        let mut epoch = capture.buffer().unwrap();
+        let marks = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&marks);
+        let mark: AtStop = Arc::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        });
+        for attempt in 0..ATTEMPTS {
+            let refused = capture.checkpoint(epoch, Some(Duration::ZERO), Arc::clone(&mark)).await;
+            let refused = refused.expect_err("there is no time for more than the first piece of memory");
+            assert!(matches!(refused.error, CaptureError::TooMuch { .. }), "{refused:?}");
+            epoch = *refused.epoch.expect("nothing was lost");
+            assert_eq!(qmp.status().await.unwrap(), RunState::Running);
+            let before = round(&said(&folders), 0);
+            until("the guest to go on", || round(&said(&folders), 0) > before).await;
+            if attempt % 2 == 0 {
+                (epoch, _) = capture.precopy(epoch).await.unwrap();
+            }
+        }
+        assert_eq!(marks.load(Ordering::SeqCst), 0, "none of these was the end of an epoch");
+        let taken = capture.checkpoint(epoch, Some(PATIENCE), Arc::clone(&mark)).await.unwrap();
+        assert_eq!(marks.load(Ordering::SeqCst), 1);
+        let pages = usize::try_from(capture.tracker().memory().layout().pages()).unwrap();
+        assert!(taken.epoch.pages.copies() <= pages * THREADS, "passes take no memory over and over");
         image.apply(&taken.epoch.pages);
         qmp.stop().await.unwrap();
         let mut rest = taken.epoch;
@@ -178,15 +227,15 @@ async fn a_checkpoint_that_nobody_waits_for_leaves_the_guest_running_and_is_not_
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         let (one, two) = (capture.buffer().unwrap(), capture.buffer().unwrap());
         // Polled once: it is under way, and then given up.
-        assert!(timeout(Duration::ZERO, capture.checkpoint(one, nothing_else())).await.is_err());
+        assert!(timeout(Duration::ZERO, capture.checkpoint(one, None, nothing_else())).await.is_err());
         let resumed = async { while events.recv().await.unwrap().kind != EventKind::Resume {} };
         timeout(PATIENCE, resumed).await.expect("the guest was not let go on");
-        let refused = capture.checkpoint(two, nothing_else()).await;
+        let refused = capture.checkpoint(two, None, nothing_else()).await;
         assert!(refused.is_err_and(|refused| matches!(refused.error, CaptureError::Incomplete)));
         // A new capture, with the whole memory, goes on.
         drop(capture);
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap();
+        capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap();
     }
 }
 
@@ -197,7 +246,7 @@ async fn a_state_that_is_not_the_machines_is_refused() {
         let spec = tiny(&first, machine, 128, "");
         let guest = Ending(Guest::start(&qemu, &tcg(), &spec).await.unwrap());
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let epoch = capture.checkpoint(capture.buffer().unwrap(), nothing_else()).await.unwrap().epoch;
+        let epoch = capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap().epoch;
         let state = epoch.device_state;
         let mut altered = state.clone();
         altered[8..40].fill(0xff);

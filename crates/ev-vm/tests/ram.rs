@@ -59,7 +59,7 @@ async fn copy_in_parts(tracker: &RamTracker, staging: &mut Staging, qmp: &Qmp) -
     let (mut at, mut parts) = (PartlyDone::default(), 0);
     while !tracker.is_over(at) {
         qmp.stop().await.unwrap();
-        tracker.copy_written_until(staging, &mut at, Instant::now()).unwrap();
+        tracker.copy_written_until(staging, &mut at, Some(Instant::now())).unwrap();
         qmp.cont().await.unwrap();
         parts += 1;
     }

@@ -56,6 +56,8 @@ pub enum CaptureError {
         "what belongs to the checkpoint beside memory and devices was not ready for it: {source}; the guest was let go on"
     )]
     AtStop { source: io::Error },
+    #[error("the guest had written more than could be copied in time; it was let go on after {stood_still:?}")]
+    TooMuch { stood_still: Duration },
     #[error("an earlier pass or checkpoint did not come to its end; start the capture anew, with the whole memory")]
     Incomplete,
 }
@@ -121,15 +123,15 @@ pub struct Checkpoint {
 
 type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
-/// Done while the guest stands still, its disks drained, before it goes on: marks the end of the epoch wherever else something
-/// of the guest passes. It must be quick, as it is part of the pause.
-pub type AtStop = Box<dyn FnOnce() -> io::Result<()> + Send>;
+/// Done while the guest stands still, its disks drained, once it is sure that the checkpoint has all pages: marks the end of the epoch
+/// wherever else something of the guest passes. It must be quick, as it is part of the pause.
+pub type AtStop = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 enum Request {
     Precopy(EpochBuffer, Answer<(EpochBuffer, PassReport), CaptureError>),
     PrecopyStanding(EpochBuffer, PartlyDone, Duration, Answer<(EpochBuffer, PartlyDone, PassReport), CaptureError>),
     Brake(Duration, Answer<(), CaptureError>),
-    Checkpoint(EpochBuffer, AtStop, Answer<Checkpoint, NotTaken>),
+    Checkpoint(EpochBuffer, Option<Duration>, AtStop, Answer<Checkpoint, NotTaken>),
 }
 
 /// Takes checkpoints of one guest. Nobody else may stop it or let it go on meanwhile.
@@ -204,13 +206,21 @@ impl Capture {
         self.ask(|answer| Request::Brake(time, answer)).await.ok_or(CaptureError::Incomplete)?
     }
 
-    /// Stops the guest, calls `at_stop`, takes the checkpoint, and lets the guest go on.
+    /// Stops the guest, takes the checkpoint, calls `at_stop`, and lets the guest go on. With more pages than can be copied within
+    /// `copying_max` it is let go on as if nothing had been, and [`Self::precopy_standing`] has to come before the next attempt.
     ///
     /// # Errors
-    /// The guest did not run, or did not stop in time, or `at_stop` failed; see [`NotTaken`]. If the future is dropped, pages are lost.
-    pub async fn checkpoint(&mut self, epoch: EpochBuffer, at_stop: AtStop) -> Result<Checkpoint, NotTaken> {
+    /// The guest did not run, or did not stop in time, or `at_stop` failed, or there was too much to copy; see [`NotTaken`]. If the
+    /// future is dropped, pages are lost.
+    pub async fn checkpoint(
+        &mut self,
+        epoch: EpochBuffer,
+        copying_max: Option<Duration>,
+        at_stop: AtStop,
+    ) -> Result<Checkpoint, NotTaken> {
         let gone = || NotTaken { error: CaptureError::Incomplete, epoch: None };
-        self.ask(|answer| Request::Checkpoint(epoch, at_stop, answer)).await.ok_or_else(gone)?
+        let request = |answer| Request::Checkpoint(epoch, copying_max, at_stop, answer);
+        self.ask(request).await.ok_or_else(gone)?
     }
 
     /// `None`: the thread is gone, or still busy with what nobody waits for.
@@ -238,7 +248,9 @@ fn serve(mut checkpointer: Checkpointer, requests: &Receiver<Request>) {
                 let _ = answer.send(checkpointer.brake(time));
                 true
             }
-            Request::Checkpoint(epoch, at_stop, answer) => answer.send(checkpointer.checkpoint(epoch, at_stop)).is_ok(),
+            Request::Checkpoint(epoch, copying_max, at_stop, answer) => {
+                answer.send(checkpointer.checkpoint(epoch, copying_max, &at_stop)).is_ok()
+            }
         };
         if !heard {
             checkpointer.lost();

@@ -66,7 +66,7 @@ impl Checkpointer {
     ) -> Result<PassReport, CaptureError> {
         self.begin()?;
         let report = self.standing(|checkpointer| {
-            Ok(checkpointer.tracker.copy_written_until(&mut epoch.pages, at, Instant::now() + time)?)
+            Ok(checkpointer.tracker.copy_written_until(&mut epoch.pages, at, Some(Instant::now() + time))?)
         })?;
         self.completeness = Completeness::Whole;
         Ok(report)
@@ -102,8 +102,13 @@ impl Checkpointer {
         Ok(done)
     }
 
-    pub(super) fn checkpoint(&mut self, mut epoch: EpochBuffer, at_stop: AtStop) -> Result<Checkpoint, NotTaken> {
-        let taken = self.begin().and_then(|()| self.pause(&mut epoch, at_stop));
+    pub(super) fn checkpoint(
+        &mut self,
+        mut epoch: EpochBuffer,
+        copying_max: Option<Duration>,
+        at_stop: &AtStop,
+    ) -> Result<Checkpoint, NotTaken> {
+        let taken = self.begin().and_then(|()| self.pause(&mut epoch, copying_max, at_stop));
         match taken {
             Ok(Taken { pause_pages, times }) => {
                 self.completeness = Completeness::Whole;
@@ -118,7 +123,12 @@ impl Checkpointer {
         }
     }
 
-    fn pause(&mut self, epoch: &mut EpochBuffer, at_stop: AtStop) -> Result<Taken, CaptureError> {
+    fn pause(
+        &mut self,
+        epoch: &mut EpochBuffer,
+        copying_max: Option<Duration>,
+        at_stop: &AtStop,
+    ) -> Result<Taken, CaptureError> {
         self.qmp.forget()?;
         // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
         let stop = self.qmp.write_most("stop")?;
@@ -132,29 +142,29 @@ impl Checkpointer {
         let mut heard_stop = false;
         let stopped = self.qmp.answer(awaited(stop, "stop"), |event| heard_stop |= event.kind == EventKind::Stop);
         if stopped.is_ok() && !heard_stop {
-            return self.was_not_running(saved);
+            return Err(self.was_not_running(saved)?);
         }
         let taken = match stopped {
-            Ok(_) => at_stop()
-                .map_err(|source| CaptureError::AtStop { source })
-                .and_then(|()| self.take(epoch, saved, start)),
+            Ok(_) => self.take(epoch, copying_max, at_stop, saved, start),
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
         self.qmp.finish("cont")?;
         let deadline = Instant::now() + PAUSE_TIME_MAX;
         let running = self.qmp.answer(Awaited { deadline, ..awaited(cont, "cont") }, |_| {});
-        let mut taken = taken?;
+        let taken = taken?;
         running?;
-        taken.times.running = start.elapsed();
+        let stood_still = start.elapsed();
+        let mut taken = taken.ok_or(CaptureError::TooMuch { stood_still })?;
+        taken.times.running = stood_still;
         Ok(taken)
     }
 
     /// The state that was saved is no checkpoint then: the guest's last instant was before this.
-    fn was_not_running(&mut self, saved: Awaited) -> Result<Taken, CaptureError> {
+    fn was_not_running(&mut self, saved: Awaited) -> Result<CaptureError, CaptureError> {
         self.qmp.answer(saved, |_| {})?;
         self.qmp.cancel("cont")?;
-        Err(self.not_running()?)
+        self.not_running()
     }
 
     /// Why there was nothing to stop.
@@ -164,13 +174,27 @@ impl Checkpointer {
         Ok(CaptureError::NotRunning { state: run_state(name) })
     }
 
-    /// While the guest stands still.
-    fn take(&mut self, epoch: &mut EpochBuffer, saved: Awaited, start: Instant) -> Result<Taken, CaptureError> {
+    /// While the guest stands still. `None`: copying takes too long, and the epoch goes on.
+    fn take(
+        &mut self,
+        epoch: &mut EpochBuffer,
+        copying_max: Option<Duration>,
+        at_stop: &AtStop,
+        saved: Awaited,
+        start: Instant,
+    ) -> Result<Option<Taken>, CaptureError> {
         let scan_error = |source| PassError::Scan { source };
         let mut times = PauseTimes { stopped: start.elapsed(), ..PauseTimes::default() };
         let before = self.tracker.now().map_err(scan_error)?;
-        let mut pause_pages = self.tracker.copy_written(&mut epoch.pages)?.pages;
+        let deadline = copying_max.map(|time| Instant::now() + time);
+        let mut at = PartlyDone::default();
+        let mut pause_pages = self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
         times.copied = start.elapsed();
+        if !self.tracker.is_over(at) {
+            self.qmp.answer(saved, |_| {})?;
+            return Ok(None);
+        }
+        at_stop().map_err(|source| CaptureError::AtStop { source })?;
         self.qmp.answer(saved, |_| {})?;
         reach(Step::ActiveDevicesSaved);
         times.devices_saved = start.elapsed();
@@ -179,7 +203,7 @@ impl Checkpointer {
         }
         self.read_state(&mut epoch.device_state)?;
         times.last_pass = start.elapsed();
-        Ok(Taken { pause_pages, times })
+        Ok(Some(Taken { pause_pages, times }))
     }
 
     fn read_state(&self, into: &mut Vec<u8>) -> Result<(), CaptureError> {

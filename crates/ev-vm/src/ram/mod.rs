@@ -22,7 +22,7 @@ mod trial;
 pub use blocks::{BlockLayout, GuestMemory, PAGES_MAX, PageNumber, RamLayout, TrackError};
 pub use file::{FileId, RamFile};
 pub use prepare::{TrackedMemory, find_library};
-pub use staging::{PARTS_MAX, PASSES_MAX, StagedPage, Staging};
+pub use staging::{PARTS_MAX, StagedPage, Staging};
 pub use sys::{PAGE_BYTES, PageBytes};
 pub use tracker::{FaultCount, PartlyDone, PassError, PassReport, RamTracker, Writes};
 pub use trial::{TrialError, try_tracking};

@@ -1,6 +1,7 @@
 //! The pages of one epoch, copied out of the guest: filled by the passes, read by whoever ships them, used again for a
 //! later epoch. Nothing is allocated while it is filled; the memory of the copies is taken from the system where first
-//! used, and kept.
+//! used, and kept. That costs far more than copying, so a page that is copied again by the same thread replaces its
+//! copy: many passes over much memory take no more of it than two.
 
 use std::fmt;
 use std::io;
@@ -9,8 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::blocks::{GuestMemory, PageNumber, RamLayout};
 use super::sys::{Buffer, PAGE_BYTES, PageBytes};
 
-/// Passes of one epoch: pre-copy passes, and two in the pause. Each may in the extreme copy every page.
-pub const PASSES_MAX: usize = 6;
 /// Copied pages whose memory is kept for the next epoch, for each part; the rest is given back.
 const PAGES_KEPT_MAX: usize = (256 << 20) / PAGE_BYTES;
 /// Runs of pages of at least this length are asked for holes in the file: pages that never were written.
@@ -23,13 +22,14 @@ const PLACE_BITS: u32 = 28;
 const NOT_COPIED: u32 = u32::MAX;
 const ZERO: u32 = u32::MAX - 1;
 
-/// What one thread copied.
+/// What one thread copied: each page once, as it was when this thread last did.
 pub(crate) struct Part {
     index: u32,
     copies: Buffer,
-    capacity: usize,
     /// Whose copy is in each place.
     pages: Vec<PageNumber>,
+    /// And the place of each page, or [`NOT_COPIED`].
+    own_places: Vec<u32>,
     /// Pages that hold nothing, as the file has a hole there.
     zeroes: Vec<PageNumber>,
 }
@@ -62,11 +62,14 @@ impl Staging {
     /// The kernel has no address space for it.
     pub fn new(layout: &RamLayout, threads: usize) -> io::Result<Self> {
         let pages = usize::try_from(layout.pages()).map_err(io::Error::other)?;
-        let capacity = (pages * PASSES_MAX).min((1 << PLACE_BITS) - 1);
+        if pages >= 1 << PLACE_BITS {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         let part = |index: usize| -> io::Result<Part> {
             let index = u32::try_from(index).map_err(io::Error::other)?;
-            let copies = Buffer::new(capacity * PAGE_BYTES)?;
-            Ok(Part { index, copies, capacity, pages: Vec::with_capacity(capacity), zeroes: Vec::new() })
+            let copies = Buffer::new(pages * PAGE_BYTES)?;
+            let own_places = vec![NOT_COPIED; pages];
+            Ok(Part { index, copies, pages: Vec::with_capacity(pages), own_places, zeroes: Vec::new() })
         };
         let parts = (0..threads.clamp(1, PARTS_MAX)).map(part).collect::<io::Result<_>>()?;
         let places = std::iter::repeat_with(|| AtomicU32::new(NOT_COPIED)).take(pages).collect();
@@ -78,7 +81,7 @@ impl Staging {
         (&mut self.parts, &self.places)
     }
 
-    /// Copies in it, with those that a later pass replaced.
+    /// Copies in it, with those that another thread's replaced.
     #[must_use]
     pub fn copies(&self) -> usize {
         self.parts.iter().map(|part| part.pages.len() + part.zeroes.len()).sum()
@@ -119,6 +122,9 @@ impl Staging {
             for page in part.pages.iter().chain(&part.zeroes) {
                 if let Some(place) = self.places.get(page.index()) {
                     place.store(NOT_COPIED, Ordering::Relaxed);
+                }
+                if let Some(place) = part.own_places.get_mut(page.index()) {
+                    *place = NOT_COPIED;
                 }
             }
             if part.pages.len() > PAGES_KEPT_MAX {
@@ -175,23 +181,34 @@ impl Part {
         from: PageNumber,
         until: PageNumber,
     ) -> io::Result<()> {
-        let count = usize::try_from(until.0.saturating_sub(from.0)).map_err(io::Error::other)?;
-        let place = self.pages.len();
-        if count == 0 {
-            return Ok(());
-        }
-        // The capacity is that of all passes together, so this is a pass too many.
-        if place + count > self.capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let room = self.copies.pages_mut(place, count).ok_or(io::ErrorKind::StorageFull)?;
-        memory.read(from, room)?;
-        for (step, number) in (from.0..until.0).enumerate() {
-            let page = PageNumber(number);
-            let word = self.word(place + step).ok_or(io::ErrorKind::StorageFull)?;
-            places.get(page.index()).ok_or(io::ErrorKind::InvalidInput)?.store(word, Ordering::Relaxed);
-            self.pages.push(page);
+        let mut from = from;
+        while from < until {
+            let (place, count) = self.room(from, until).ok_or(io::ErrorKind::InvalidInput)?;
+            let room = self.copies.pages_mut(place, count).ok_or(io::ErrorKind::StorageFull)?;
+            memory.read(from, room)?;
+            for place in place..place + count {
+                let word = self.word(place).ok_or(io::ErrorKind::StorageFull)?;
+                places.get(from.index()).ok_or(io::ErrorKind::InvalidInput)?.store(word, Ordering::Relaxed);
+                from.0 += 1;
+            }
         }
         Ok(())
+    }
+
+    /// A place for the copy of `from`, and for how many after it, each in the place behind.
+    fn room(&mut self, from: PageNumber, until: PageNumber) -> Option<(usize, usize)> {
+        let own = self.own_places.get_mut(from.index()..until.index())?;
+        let first = *own.first()?;
+        if first == NOT_COPIED {
+            let place = self.pages.len();
+            let new = own.iter_mut().take_while(|own| **own == NOT_COPIED);
+            for (own, page) in new.zip(from.0..) {
+                *own = u32::try_from(self.pages.len()).ok()?;
+                self.pages.push(PageNumber(page));
+            }
+            return Some((place, self.pages.len() - place));
+        }
+        let count = own.iter().zip(first..).take_while(|(own, place)| *own == place).count();
+        Some((usize::try_from(first).ok()?, count))
     }
 }

@@ -15,8 +15,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::blocks::{Addresses, GuestMemory, PageNumber, TrackError};
@@ -65,10 +64,11 @@ pub enum Writes {
     Possible,
 }
 
-/// How far a pass in parts is.
+/// How far a pass in parts is: from both ends of the memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PartlyDone {
-    stripes: usize,
+    from_start: usize,
+    from_end: usize,
 }
 
 /// Looks which pages were written.
@@ -118,37 +118,56 @@ impl RamTracker {
     /// Copies all pages that were written since the last pass.
     ///
     /// # Errors
-    /// The kernel refuses, or there were too many passes. Some pages may be lost: see [`PassError`].
+    /// The kernel refuses. Some pages may be lost: see [`PassError`].
     pub fn copy_written(&self, staging: &mut Staging) -> Result<PassReport, PassError> {
+        self.copy_written_until(staging, &mut PartlyDone::default(), None)
+    }
+
+    /// Goes on with a pass in parts: copies written pages from where `at` is on, until `deadline`; one stripe in any case.
+    ///
+    /// # Errors
+    /// As of [`Self::copy_written`].
+    pub fn copy_written_until(
+        &self,
+        staging: &mut Staging,
+        at: &mut PartlyDone,
+        deadline: Option<Instant>,
+    ) -> Result<PassReport, PassError> {
         let start = Instant::now();
-        let next = AtomicUsize::new(0);
+        let left = Mutex::new(at.from_start..self.stripes.len().saturating_sub(at.from_end));
         let (parts, places) = staging.split();
         let Some((own, helpers)) = parts.split_first_mut() else { return Ok(PassReport::default()) };
-        // Not more than one stripe at a time, so that a thread that comes later finds work.
-        let stripe = |part: &mut Part, stripe: Addresses| -> Result<u32, PassError> {
+        let copy = |part: &mut Part, index: usize| -> Result<u32, PassError> {
             let mut found = [WrittenRange::default(); RANGES_MAX];
             let mut pages = 0;
-            self.written(stripe, &mut found, |first, count| {
+            let Some(stripe) = self.stripes.get(index) else { return Ok(0) };
+            self.written(*stripe, &mut found, |first, count| {
                 pages += count;
                 part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
             })?;
             Ok(pages)
         };
-        let take = || self.stripes.get(next.fetch_add(1, Ordering::Relaxed)).copied();
+        let in_time = || deadline.is_none_or(|deadline| Instant::now() < deadline);
+        // Not more than one stripe at a time, so that a thread that comes later finds work. Helpers begin at the end: so each thread
+        // mostly has the same pages as in the last pass.
+        let first = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let last = || left.lock().unwrap_or_else(PoisonError::into_inner).next_back();
         let pages = std::thread::scope(|scope| {
-            let (stripe, take) = (&stripe, &take);
+            let (copy, last, in_time) = (&copy, &last, &in_time);
             let mut idle = helpers.iter_mut();
             let mut running = Vec::new();
             let mut pages = 0;
-            while let Some(next) = take() {
-                pages += stripe(own, next)?;
+            while let Some(index) = first() {
+                pages += copy(own, index)?;
                 // Looking is not faster with more threads, copying is; to begin one takes as long as to copy some pages.
                 if pages > PAGES_ALONE_MAX {
                     running.extend(idle.by_ref().map(|part| {
-                        scope.spawn(move || {
-                            std::iter::from_fn(take).try_fold(0, |pages, next| Ok(pages + stripe(part, next)?))
-                        })
+                        let mut indices = std::iter::from_fn(move || if in_time() { last() } else { None });
+                        scope.spawn(move || indices.try_fold(0, |pages, index| Ok(pages + copy(part, index)?)))
                     }));
+                }
+                if !in_time() {
+                    break;
                 }
             }
             for helper in running {
@@ -157,42 +176,15 @@ impl RamTracker {
             }
             Ok(pages)
         })?;
-        Ok(PassReport { pages, time: start.elapsed() })
-    }
-
-    /// Goes on with a pass in parts: copies written pages from where `at` is on, until `deadline`, on this thread alone; one stripe in
-    /// any case.
-    ///
-    /// # Errors
-    /// As of [`Self::copy_written`].
-    pub fn copy_written_until(
-        &self,
-        staging: &mut Staging,
-        at: &mut PartlyDone,
-        deadline: Instant,
-    ) -> Result<PassReport, PassError> {
-        let start = Instant::now();
-        let (parts, places) = staging.split();
-        let Some(part) = parts.first_mut() else { return Ok(PassReport::default()) };
-        let mut found = vec![WrittenRange::default(); RANGES_MAX];
-        let mut pages = 0;
-        while let Some(stripe) = self.stripes.get(at.stripes) {
-            self.written(*stripe, &mut found, |first, count| {
-                pages += count;
-                part.copy(&self.memory, places, first, count).map_err(|source| PassError::Copy { source })
-            })?;
-            at.stripes += 1;
-            if Instant::now() >= deadline {
-                break;
-            }
-        }
+        let left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *at = PartlyDone { from_start: left.start, from_end: self.stripes.len().saturating_sub(left.end) };
         Ok(PassReport { pages, time: start.elapsed() })
     }
 
     /// Whether a pass in parts has looked at all of the memory.
     #[must_use]
     pub fn is_over(&self, at: PartlyDone) -> bool {
-        at.stripes >= self.stripes.len()
+        at.from_start + at.from_end >= self.stripes.len()
     }
 
     /// An instant, for [`Self::writes_since`].

@@ -168,7 +168,7 @@ impl Image {
 
 /// For checkpoints of which memory and devices are all.
 pub fn nothing_else() -> AtStop {
-    Box::new(|| Ok(()))
+    std::sync::Arc::new(|| Ok(()))
 }
 
 /// Copies the memory as a whole into another guest's, then staged pages.

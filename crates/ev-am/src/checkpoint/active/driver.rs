@@ -378,11 +378,10 @@ impl Driver {
                 });
             }
             Pending::Checkpoint(epoch) => {
-                let ahead = work.copies_ahead().then_some(self.spec.limits.blackout);
-                let at_stop = at_stop(epoch);
+                let (ahead, blackout, at_stop) = (work.copies_ahead(), self.spec.limits.blackout, at_stop(epoch));
                 let guest = self.spec.guest.clone();
                 tokio::spawn(async move {
-                    let done = work::checkpoint(capture, buffer, epoch, ahead, at_stop).await;
+                    let done = work::checkpoint(capture, buffer, epoch, ahead, blackout, at_stop).await;
                     if matches!(done, Done::Captured(_, Err(_))) && work::has_died(&guest).await {
                         tracing::warn!(%epoch, "QEMU died; the standby has what was confirmed");
                         return;

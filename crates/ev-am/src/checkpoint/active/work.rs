@@ -29,10 +29,13 @@ const AHEAD_PAGES_MIN: usize = 2_500;
 const PASSES_MAX: usize = 2;
 /// Passes after the whole memory was sent; then the rest is for the pause, however much it is.
 pub const FILL_PASSES_MAX: usize = 5;
-/// The guest stands still for a half of what it may at once, then runs for an eighth, while pages are copied faster than it writes them,
-/// or while it waits for a link that is behind.
+/// Of the time that the guest may stand still at once, a half goes into copying, or into waiting for a link that is behind. The rest is
+/// for stopping it, for its devices and its disks.
 const STANDING_PART: u32 = 2;
-const RUNNING_PART: u32 = 8;
+/// And so much it runs after each such time while its pages are copied: less with each try for a checkpoint.
+const RUNNING_PARTS: [u32; 4] = [8, 16, 32, 64];
+/// After these tries it stands still for longer, by a half with each one more, up to this.
+const STANDING_MAX: Duration = Duration::from_millis(500);
 /// How long a disk's thread may take to mark the end of an epoch.
 const MARK_TIME_MAX: Duration = Duration::from_millis(300);
 
@@ -148,7 +151,7 @@ impl Work {
     /// What is done in the pause: from here on what the guest sends and writes belongs to the next epoch.
     pub fn at_stop(&self, hold: &Arc<OutputHold>, epoch: Epoch) -> AtStop {
         let (session, disks, hold) = (self.session, self.disks.clone(), Arc::clone(hold));
-        Box::new(move || {
+        Arc::new(move || {
             if epoch > Epoch::FIRST {
                 hold.advance_to(epoch.next());
                 return mark(&disks, session, epoch);
@@ -204,31 +207,69 @@ pub async fn brake(mut capture: Capture, blackout: Duration) -> Done {
     Done::Braked(capture, braked)
 }
 
-/// Copies written pages, until the rest can be copied in a pause of `blackout`; for how long the guest stood still meanwhile.
-async fn copy_ahead(
-    capture: &mut Capture,
-    mut buffer: EpochBuffer,
-    blackout: Duration,
-) -> Result<(EpochBuffer, Duration), CaptureError> {
-    let mut last = PassReport::default();
+/// Copies written pages while the guest runs, so that there are few in the pause.
+async fn copy_ahead(capture: &mut Capture, mut buffer: EpochBuffer) -> Result<EpochBuffer, CaptureError> {
     for _ in 0..PASSES_MAX {
-        (buffer, last) = capture.precopy(buffer).await?;
-        if last.pages < PASS_PAGES_MIN {
+        let report;
+        (buffer, report) = capture.precopy(buffer).await?;
+        if report.pages < PASS_PAGES_MIN {
             break;
         }
     }
-    let mut stood_still = Duration::ZERO;
-    if last.time < blackout {
-        return Ok((buffer, stood_still));
-    }
-    tracing::debug!(?last, "the guest writes faster than its pages are copied: it is slowed");
-    let mut at = PartlyDone::default();
+    Ok(buffer)
+}
+
+/// Copies written pages while the guest mostly stands still; for how long it did.
+async fn copy_standing(
+    capture: &mut Capture,
+    mut buffer: EpochBuffer,
+    standing: Duration,
+    running: Duration,
+) -> Result<(EpochBuffer, Duration), CaptureError> {
+    let (mut at, mut stood_still) = (PartlyDone::default(), Duration::ZERO);
     while !capture.tracker().is_over(at) {
-        (buffer, at, last) = capture.precopy_standing(buffer, at, blackout / STANDING_PART).await?;
-        stood_still += last.time;
-        tokio::time::sleep(blackout / RUNNING_PART).await;
+        tokio::time::sleep(running).await;
+        let report;
+        (buffer, at, report) = capture.precopy_standing(buffer, at, standing).await?;
+        stood_still += report.time;
     }
+    tokio::time::sleep(running).await;
     Ok((buffer, stood_still))
+}
+
+/// Takes a checkpoint in a pause of about `blackout` at most. A guest that writes faster than its pages are copied stands still
+/// several times before it, and runs less and less in between.
+async fn take(
+    capture: &mut Capture,
+    mut buffer: EpochBuffer,
+    blackout: Duration,
+    at_stop: AtStop,
+) -> Result<(Checkpoint, Duration), CaptureError> {
+    let (mut standing, mut stood_still) = (blackout / STANDING_PART, Duration::ZERO);
+    let mut running_parts = RUNNING_PARTS.into_iter();
+    let mut running = Duration::ZERO;
+    loop {
+        let refused = match capture.checkpoint(buffer, Some(standing), Arc::clone(&at_stop)).await {
+            Ok(checkpoint) => return Ok((checkpoint, stood_still)),
+            Err(refused) => refused,
+        };
+        let (CaptureError::TooMuch { stood_still: lasted }, Some(epoch)) = (&refused.error, refused.epoch) else {
+            return Err(refused.error);
+        };
+        match running_parts.next() {
+            Some(part) => running = blackout / part,
+            None => standing = (standing * 3 / 2).min(STANDING_MAX),
+        }
+        tracing::debug!(
+            ?standing,
+            ?running,
+            ?lasted,
+            "the guest writes faster than its pages are copied: it is slowed"
+        );
+        let standing_then;
+        (buffer, standing_then) = copy_standing(capture, *epoch, standing, running).await?;
+        stood_still += *lasted + standing_then;
+    }
 }
 
 /// `ahead`: the pause alone would take long.
@@ -236,19 +277,20 @@ pub async fn checkpoint(
     mut capture: Capture,
     mut buffer: EpochBuffer,
     epoch: Epoch,
-    ahead: Option<Duration>,
+    ahead: bool,
+    blackout: Duration,
     at_stop: AtStop,
 ) -> Done {
-    let mut stood_still = Duration::ZERO;
-    if let Some(blackout) = ahead {
-        (buffer, stood_still) = match copy_ahead(&mut capture, buffer, blackout).await {
-            Ok(ahead) => ahead,
+    if ahead {
+        buffer = match copy_ahead(&mut capture, buffer).await {
+            Ok(buffer) => buffer,
             Err(error) => return Done::Captured(epoch, Err(error.to_string())),
         };
     }
     reach(Step::ActiveBeforeStop);
-    let taken = capture.checkpoint(buffer, at_stop).await.map_err(|error| error.to_string());
-    Done::Captured(epoch, taken.map(|taken| Captured { capture, checkpoint: Box::new(taken), stood_still }))
+    let taken = take(&mut capture, buffer, blackout, at_stop).await.map_err(|error| error.to_string());
+    let captured = |(checkpoint, stood_still)| Captured { capture, checkpoint: Box::new(checkpoint), stood_still };
+    Done::Captured(epoch, taken.map(captured))
 }
 
 /// Whether QEMU is gone, or about to be.
