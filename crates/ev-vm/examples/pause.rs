@@ -76,10 +76,10 @@ async fn measure(qemu: &Qemu, machine: &str, case: &Case, checkpoints: usize) {
             }
         }
         let checkpoint = capture.checkpoint(epoch, None, nothing_else()).await.unwrap();
-        let Checkpoint { epoch: filled, pause_pages, times } = checkpoint;
+        let Checkpoint { epoch: filled, pause_pages, looked, times } = checkpoint;
         epoch = filled;
         if number >= 20 {
-            taken.push((times, pause_pages, epoch.pages.copies()));
+            taken.push((times, pause_pages, epoch.pages.copies(), looked));
         }
         next = (next + EPOCH).max(Instant::now());
         tokio::time::sleep_until(next.into()).await;
@@ -97,12 +97,13 @@ async fn measure(qemu: &Qemu, machine: &str, case: &Case, checkpoints: usize) {
         of("copied_ms", taken.iter().map(|(times, ..)| ms(times.copied)).collect()),
         of("last_pass_ms", taken.iter().map(|(times, ..)| ms(times.last_pass)).collect()),
         of("precopy_ms", precopied.iter().map(|time| ms(*time)).collect()),
-        of("pause_pages", taken.iter().map(|(_, pages, _)| f64::from(*pages)).collect()),
-        of("epoch_pages", taken.iter().map(|(.., pages)| f64::from(u32::try_from(*pages).unwrap())).collect()),
+        of("pause_pages", taken.iter().map(|(_, pages, ..)| f64::from(*pages)).collect()),
+        of("epoch_pages", taken.iter().map(|(_, _, pages, _)| f64::from(u32::try_from(*pages).unwrap())).collect()),
     ];
+    let looked = taken.iter().filter(|(.., looked)| *looked).count();
     let Case { gib, touched_mib, dirty_pages } = case;
     println!(
-        "{{\"machine\":\"{machine}\",\"gib\":{gib},\"touched_mib\":{touched_mib},\"dirty_pages\":{dirty_pages},{}}}",
+        "{{\"machine\":\"{machine}\",\"gib\":{gib},\"touched_mib\":{touched_mib},\"dirty_pages\":{dirty_pages},\"looked\":{looked},{}}}",
         fields.join(",")
     );
 }

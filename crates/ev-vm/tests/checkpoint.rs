@@ -2,8 +2,8 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Processors, RestoreError, Standby, StateError};
@@ -169,6 +169,43 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         capture.tracker().copy_written(&mut rest).unwrap();
         image.apply(&rest);
         assert_eq!(image.differences(capture.tracker()), []);
+    }
+}
+
+/// With a pass right before, the pause looks for nothing if the guest rested meanwhile, and finds all if it did not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_rests_is_not_looked_through_in_the_pause_and_no_page_is_missed() {
+    // Each guest wakes up now and then, one far more often.
+    for (parameters, rests) in [("ev.dirty=50/100", true), ("ev.dirty=2000/3", false)] {
+        for (qemu, machine) in machines() {
+            let folders = Folders::new();
+            let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, parameters)).await.unwrap());
+            until_said(&folders, "dirties").await;
+            let mut capture = Capture::start(&guest, THREADS).unwrap();
+            let memory = Arc::clone(capture.tracker().memory());
+            let mut image = Image::of(&memory);
+            let stood = Arc::new(Mutex::new(None));
+            let seen = Arc::clone(&stood);
+            let look: AtStop = Arc::new(move || {
+                *seen.lock().unwrap() = Some(Image::of(&memory));
+                Ok(())
+            });
+            let (mut epoch, mut looked) = (capture.buffer().unwrap(), 0);
+            for _ in 0..CHECKPOINTS {
+                epoch.clear();
+                (epoch, _) = capture.precopy(epoch).await.unwrap();
+                let taken = capture.checkpoint(epoch, None, Arc::clone(&look)).await.unwrap();
+                image.apply(&taken.epoch.pages);
+                assert!(stood.lock().unwrap().take() == Some(image.clone()), "a written page was missed");
+                looked += usize::from(taken.looked);
+                epoch = taken.epoch;
+            }
+            if rests {
+                assert!(looked < CHECKPOINTS / 2, "{machine}: looked through in {looked} of {CHECKPOINTS} pauses");
+            } else {
+                assert!(looked > 0, "{machine}: this guest writes so often that it must be seen");
+            }
+        }
     }
 }
 

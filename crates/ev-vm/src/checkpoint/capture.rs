@@ -117,6 +117,8 @@ pub struct Checkpoint {
     pub epoch: EpochBuffer,
     /// Pages copied in the pause.
     pub pause_pages: u32,
+    /// Written pages were looked for in the pause: not if QEMU had no page fault since the pass right before it.
+    pub looked: bool,
     /// How long the guest stood still.
     pub times: PauseTimes,
 }
@@ -206,7 +208,8 @@ impl Capture {
         self.ask(|answer| Request::Brake(time, answer)).await.ok_or(CaptureError::Incomplete)?
     }
 
-    /// Stops the guest, takes the checkpoint, calls `at_stop`, and lets the guest go on. With more pages than can be copied within
+    /// Stops the guest, takes the checkpoint, calls `at_stop`, and lets the guest go on. If the guest has rested since the begin of a
+    /// [`Self::precopy`] right before, the pause doesn't depend on the size of its memory. With more pages than can be copied within
     /// `copying_max` it is let go on as if nothing had been, and [`Self::precopy_standing`] has to come before the next attempt.
     ///
     /// # Errors

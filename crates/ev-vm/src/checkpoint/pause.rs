@@ -1,5 +1,6 @@
 //! What the capture's thread does: passes, and the pause. One owner, no lock; it blocks.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
-use crate::ram::{PartlyDone, PassError, PassReport, RamTracker, Writes};
+use crate::ram::{FaultCount, PartlyDone, PassError, PassReport, RamTracker, Writes};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Completeness {
@@ -25,17 +26,31 @@ pub(super) struct Checkpointer {
     qmp: DirectQmp,
     tracker: Arc<RamTracker>,
     completeness: Completeness,
+    /// QEMU's page faults right before the last thing that was done, which was a pass over the whole memory.
+    before_pass: Option<FaultCount>,
 }
 
 /// What a pause found, beside what it put into the buffer.
 struct Taken {
     pause_pages: u32,
+    looked: bool,
     times: PauseTimes,
+}
+
+/// What is asked of a pause.
+struct Order<'a> {
+    copying_max: Option<Duration>,
+    at_stop: &'a AtStop,
+    before_pass: Option<FaultCount>,
+}
+
+fn scan_error(source: io::Error) -> PassError {
+    PassError::Scan { source }
 }
 
 impl Checkpointer {
     pub(super) fn new(qmp: DirectQmp, tracker: Arc<RamTracker>) -> Self {
-        Self { qmp, tracker, completeness: Completeness::Whole }
+        Self { qmp, tracker, completeness: Completeness::Whole, before_pass: None }
     }
 
     /// What was handed out reached nobody.
@@ -43,16 +58,20 @@ impl Checkpointer {
         self.completeness = Completeness::Lost;
     }
 
-    fn begin(&mut self) -> Result<(), CaptureError> {
+    /// Returns the page faults before the last pass, if nothing has been done since.
+    fn begin(&mut self) -> Result<Option<FaultCount>, CaptureError> {
+        let before_pass = self.before_pass.take();
         match std::mem::replace(&mut self.completeness, Completeness::Lost) {
-            Completeness::Whole => Ok(()),
+            Completeness::Whole => Ok(before_pass),
             Completeness::Lost => Err(CaptureError::Incomplete),
         }
     }
 
     pub(super) fn precopy(&mut self, epoch: &mut EpochBuffer) -> Result<PassReport, CaptureError> {
         self.begin()?;
+        let before = self.tracker.now().map_err(scan_error)?;
         let report = self.tracker.copy_written(&mut epoch.pages)?;
+        self.before_pass = Some(before);
         self.completeness = Completeness::Whole;
         Ok(report)
     }
@@ -108,11 +127,12 @@ impl Checkpointer {
         copying_max: Option<Duration>,
         at_stop: &AtStop,
     ) -> Result<Checkpoint, NotTaken> {
-        let taken = self.begin().and_then(|()| self.pause(&mut epoch, copying_max, at_stop));
+        let order = |before_pass| Order { copying_max, at_stop, before_pass };
+        let taken = self.begin().and_then(|before_pass| self.pause(&mut epoch, &order(before_pass)));
         match taken {
-            Ok(Taken { pause_pages, times }) => {
+            Ok(Taken { pause_pages, looked, times }) => {
                 self.completeness = Completeness::Whole;
-                Ok(Checkpoint { epoch, pause_pages, times })
+                Ok(Checkpoint { epoch, pause_pages, looked, times })
             }
             Err(error @ (CaptureError::Pass(_) | CaptureError::Incomplete)) => Err(NotTaken { error, epoch: None }),
             // Whatever else failed: each page that was written is in the buffer, or still noted by the kernel.
@@ -123,12 +143,7 @@ impl Checkpointer {
         }
     }
 
-    fn pause(
-        &mut self,
-        epoch: &mut EpochBuffer,
-        copying_max: Option<Duration>,
-        at_stop: &AtStop,
-    ) -> Result<Taken, CaptureError> {
+    fn pause(&mut self, epoch: &mut EpochBuffer, order: &Order<'_>) -> Result<Taken, CaptureError> {
         self.qmp.forget()?;
         // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
         let stop = self.qmp.write_most("stop")?;
@@ -145,7 +160,7 @@ impl Checkpointer {
             return Err(self.was_not_running(saved)?);
         }
         let taken = match stopped {
-            Ok(_) => self.take(epoch, copying_max, at_stop, saved, start),
+            Ok(_) => self.take(epoch, order, saved, start),
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
@@ -178,23 +193,25 @@ impl Checkpointer {
     fn take(
         &mut self,
         epoch: &mut EpochBuffer,
-        copying_max: Option<Duration>,
-        at_stop: &AtStop,
+        order: &Order<'_>,
         saved: Awaited,
         start: Instant,
     ) -> Result<Option<Taken>, CaptureError> {
-        let scan_error = |source| PassError::Scan { source };
         let mut times = PauseTimes { stopped: start.elapsed(), ..PauseTimes::default() };
         let before = self.tracker.now().map_err(scan_error)?;
-        let deadline = copying_max.map(|time| Instant::now() + time);
-        let mut at = PartlyDone::default();
-        let mut pause_pages = self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
-        times.copied = start.elapsed();
-        if !self.tracker.is_over(at) {
-            self.qmp.answer(saved, |_| {})?;
-            return Ok(None);
+        let mut pause_pages = 0;
+        let looked = self.may_have_written_since(order.before_pass)?;
+        if looked {
+            let deadline = order.copying_max.map(|time| Instant::now() + time);
+            let mut at = PartlyDone::default();
+            pause_pages = self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
+            if !self.tracker.is_over(at) {
+                self.qmp.answer(saved, |_| {})?;
+                return Ok(None);
+            }
         }
-        at_stop().map_err(|source| CaptureError::AtStop { source })?;
+        times.copied = start.elapsed();
+        (order.at_stop)().map_err(|source| CaptureError::AtStop { source })?;
         self.qmp.answer(saved, |_| {})?;
         reach(Step::ActiveDevicesSaved);
         times.devices_saved = start.elapsed();
@@ -203,7 +220,13 @@ impl Checkpointer {
         }
         self.read_state(&mut epoch.device_state)?;
         times.last_pass = start.elapsed();
-        Ok(Some(Taken { pause_pages, times }))
+        Ok(Some(Taken { pause_pages, looked, times }))
+    }
+
+    /// If not, the pass that began at that instant found everything, and none is needed: it takes time by the memory's size.
+    fn may_have_written_since(&self, before_pass: Option<FaultCount>) -> Result<bool, PassError> {
+        let Some(before) = before_pass else { return Ok(true) };
+        Ok(self.tracker.processors_writes_since(before).map_err(scan_error)? == Writes::Possible)
     }
 
     fn read_state(&self, into: &mut Vec<u8>) -> Result<(), CaptureError> {

@@ -195,7 +195,7 @@ impl RamTracker {
         self.faults.count().map(FaultCount)
     }
 
-    /// Whether a pass that began after `instant` found all that has been written up to now. It takes far less time than
+    /// Whether a pass that began after `instant` found all that has been written up to now by QEMU itself. It takes far less time than
     /// another pass. What is written to a page before that pass looks at it is found by the pass; what is written after
     /// it has looked is a page fault in QEMU, which the kernel counts.
     ///
@@ -203,6 +203,14 @@ impl RamTracker {
     /// The process is gone.
     pub fn writes_since(&self, instant: FaultCount) -> io::Result<Writes> {
         Ok(if self.now()? == instant { Writes::None } else { Writes::Possible })
+    }
+
+    /// The same where the guest's processors ran since `instant`, or a part of the time. On a host with swap it is never sure.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn processors_writes_since(&self, instant: FaultCount) -> io::Result<Writes> {
+        if self.faults.may_swap()? { Ok(Writes::Possible) } else { self.writes_since(instant) }
     }
 
     /// Calls `each` with the runs of written pages in a stripe, after the kernel has begun to note writes anew there.

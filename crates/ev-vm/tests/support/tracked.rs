@@ -113,6 +113,7 @@ pub fn each_page(memory: &GuestMemory, mut each: impl FnMut(PageNumber, &PageByt
 }
 
 /// A copy of a guest's memory, brought forward by staged pages alone.
+#[derive(Clone, PartialEq)]
 pub struct Image {
     bytes: Vec<u8>,
 }

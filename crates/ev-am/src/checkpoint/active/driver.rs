@@ -369,7 +369,6 @@ impl Driver {
         let Some(work) = &mut self.work else { return };
         let Some((pending, capture, buffer)) = work.next() else { return };
         let (session, inner) = (work.session, self.inner.clone());
-        let at_stop = |epoch| work.at_stop(&self.spec.hold, epoch);
         match pending {
             Pending::Pass => {
                 tokio::spawn(async move {
@@ -378,10 +377,11 @@ impl Driver {
                 });
             }
             Pending::Checkpoint(epoch) => {
-                let (ahead, blackout, at_stop) = (work.copies_ahead(), self.spec.limits.blackout, at_stop(epoch));
+                let (passes, at_stop) = (work.passes_ahead(), work.at_stop(&self.spec.hold, epoch));
+                let blackout = self.spec.limits.blackout;
                 let guest = self.spec.guest.clone();
                 tokio::spawn(async move {
-                    let done = work::checkpoint(capture, buffer, epoch, ahead, blackout, at_stop).await;
+                    let done = work::checkpoint(capture, buffer, epoch, passes, blackout, at_stop).await;
                     if matches!(done, Done::Captured(_, Err(_))) && work::has_died(&guest).await {
                         tracing::warn!(%epoch, "QEMU died; the standby has what was confirmed");
                         return;

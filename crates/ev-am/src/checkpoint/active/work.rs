@@ -22,8 +22,8 @@ const COPYING_THREADS: usize = 2;
 const BUFFERS: usize = 2;
 /// Passes while the guest runs end when one finds fewer pages.
 pub const PASS_PAGES_MIN: u32 = 256;
-/// An epoch with fewer pages than this is copied in the pause: that takes a millisecond or two. A pass before it would have the guest
-/// take a fault once more for each page that it writes again.
+/// Of a busy guest an epoch with fewer pages than this is copied in the pause: that takes a millisecond or two. A pass before it would
+/// have the guest take a fault once more for each page that it writes again.
 const AHEAD_PAGES_MIN: usize = 2_500;
 /// Passes before a pause.
 const PASSES_MAX: usize = 2;
@@ -143,9 +143,9 @@ impl Work {
         self.processors.as_mut().is_some_and(Processors::rest)
     }
 
-    /// Whether it is worth copying before the pause.
-    pub fn copies_ahead(&self) -> bool {
-        self.last_pages > AHEAD_PAGES_MIN
+    /// Passes that are worth it before the pause. While the guest rests, one finds all there is, and the pause needs none.
+    pub fn passes_ahead(&mut self) -> usize {
+        if self.last_pages > AHEAD_PAGES_MIN { PASSES_MAX } else { usize::from(self.processors_rest()) }
     }
 
     /// What is done in the pause: from here on what the guest sends and writes belongs to the next epoch.
@@ -208,8 +208,12 @@ pub async fn brake(mut capture: Capture, blackout: Duration) -> Done {
 }
 
 /// Copies written pages while the guest runs, so that there are few in the pause.
-async fn copy_ahead(capture: &mut Capture, mut buffer: EpochBuffer) -> Result<EpochBuffer, CaptureError> {
-    for _ in 0..PASSES_MAX {
+async fn copy_ahead(
+    capture: &mut Capture,
+    mut buffer: EpochBuffer,
+    passes: usize,
+) -> Result<EpochBuffer, CaptureError> {
+    for _ in 0..passes {
         let report;
         (buffer, report) = capture.precopy(buffer).await?;
         if report.pages < PASS_PAGES_MIN {
@@ -272,21 +276,19 @@ async fn take(
     }
 }
 
-/// `ahead`: the pause alone would take long.
+/// With so many passes before the pause.
 pub async fn checkpoint(
     mut capture: Capture,
-    mut buffer: EpochBuffer,
+    buffer: EpochBuffer,
     epoch: Epoch,
-    ahead: bool,
+    passes: usize,
     blackout: Duration,
     at_stop: AtStop,
 ) -> Done {
-    if ahead {
-        buffer = match copy_ahead(&mut capture, buffer).await {
-            Ok(buffer) => buffer,
-            Err(error) => return Done::Captured(epoch, Err(error.to_string())),
-        };
-    }
+    let buffer = match copy_ahead(&mut capture, buffer, passes).await {
+        Ok(buffer) => buffer,
+        Err(error) => return Done::Captured(epoch, Err(error.to_string())),
+    };
     reach(Step::ActiveBeforeStop);
     let taken = take(&mut capture, buffer, blackout, at_stop).await.map_err(|error| error.to_string());
     let captured = |(checkpoint, stood_still)| Captured { capture, checkpoint: Box::new(checkpoint), stood_still };
