@@ -25,7 +25,11 @@ pub(super) struct FaultCounter {
 
 impl FaultCounter {
     pub(super) fn of_process(pid: u32) -> io::Result<Self> {
-        Ok(Self { stat: File::open(format!("/proc/{pid}/stat"))?, swaps: File::open("/proc/swaps").ok() })
+        let swaps = match File::open("/proc/swaps") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            swaps => Some(swaps?),
+        };
+        Ok(Self { stat: File::open(format!("/proc/{pid}/stat"))?, swaps })
     }
 
     /// Whether this host has any swap now.
