@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::accelerator::Accelerator;
 use crate::qemu::Qemu;
 use crate::ram::prepare::OtherBlocks;
-use crate::spec::{BootSource, CHECKPOINT_SOCKET, GuestSpec, StartState, from_qemu_dir};
+use crate::spec::{BootSource, CHECKPOINT_SOCKET, GuestSpec, SAVE_SOCKET, StartState, from_qemu_dir};
 
 /// How long a disk request waits in QEMU for a disk server that is away (an AM that is being replaced). After that it
 /// fails, which stops the guest (`werror=stop`) and does not reach it.
@@ -175,8 +175,10 @@ fn add_memory(arguments: &mut Arguments, spec: &GuestSpec, files: &OpenFiles) {
 fn consoles(arguments: &mut Arguments) {
     arguments.option("-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off");
     arguments.option("-mon", "chardev=qmp,mode=control");
-    arguments.option("-chardev", format!("socket,id=checkpoint,path={CHECKPOINT_SOCKET},server=on,wait=off"));
-    arguments.option("-mon", "chardev=checkpoint,mode=control");
+    for (id, socket) in [("checkpoint", CHECKPOINT_SOCKET), ("save", SAVE_SOCKET)] {
+        arguments.option("-chardev", format!("socket,id={id},path={socket},server=on,wait=off"));
+        arguments.option("-mon", format!("chardev={id},mode=control"));
+    }
     // `logappend` opens the log so that it can be cut while QEMU writes it.
     let log = "logfile=serial.log,logappend=on";
     arguments.option("-chardev", format!("socket,id=serial-0,path=serial.sock,server=on,wait=off,{log}"));

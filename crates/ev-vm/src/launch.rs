@@ -17,7 +17,7 @@ use crate::firmware::Ovmf;
 use crate::guest::StartError;
 use crate::qemu::{Qemu, Version};
 use crate::ram::prepare::{OtherBlocks, prepare};
-use crate::spec::{BootSource, CHECKPOINT_SOCKET, GuestPaths, GuestSpec, INCOMING_SOCKET, Memory};
+use crate::spec::{BootSource, CHECKPOINT_SOCKET, GuestPaths, GuestSpec, INCOMING_SOCKET, Memory, SAVE_SOCKET};
 use crate::user::{User, UserError};
 
 /// Longest path of a unix socket, in bytes (`sockaddr_un`).
@@ -139,7 +139,7 @@ fn prepare_folder(spec: &GuestSpec, user: &User) -> Result<OwnedFd, StartError> 
     };
     own().map_err(file_error("could not hand over to QEMU's user", &folder))?;
     let nics = (0..spec.nics.len()).map(|index| format!("nic-{index}.sock"));
-    for name in ["qmp.sock", "serial.sock", "vnc.sock", INCOMING_SOCKET, CHECKPOINT_SOCKET]
+    for name in ["qmp.sock", "serial.sock", "vnc.sock", INCOMING_SOCKET, CHECKPOINT_SOCKET, SAVE_SOCKET]
         .map(str::to_owned)
         .into_iter()
         .chain(nics)

@@ -12,8 +12,9 @@ use crate::ram::TrackedMemory;
 /// working directory. QEMU can't touch anything else in the run folder, `am.sock` among it.
 pub const QEMU_DIR: &str = "qemu";
 
-/// Checkpoints' own QMP, in [`QEMU_DIR`].
+/// Checkpoints' own QMPs, in [`QEMU_DIR`]: to stop the guest and let it go on, and to have its devices saved.
 pub(crate) const CHECKPOINT_SOCKET: &str = "ckpt.sock";
+pub(crate) const SAVE_SOCKET: &str = "save.sock";
 /// Where a waiting QEMU listens for its device state, in [`QEMU_DIR`].
 pub(crate) const INCOMING_SOCKET: &str = "incoming.sock";
 
@@ -45,6 +46,12 @@ impl GuestPaths {
     #[must_use]
     pub fn checkpoint_qmp(&self) -> PathBuf {
         self.run_dir.join(CHECKPOINT_SOCKET)
+    }
+
+    /// A third one, on which the command that saves the devices can lie ready while others are carried out.
+    #[must_use]
+    pub fn save_qmp(&self) -> PathBuf {
+        self.run_dir.join(SAVE_SOCKET)
     }
 
     /// Serial console; one client at a time.

@@ -3,8 +3,8 @@
 //! ```text
 //! precopy … precopy    while the guest runs: pages written up to now are copied, and looked for anew
 //! checkpoint:
-//!   QMP ► stop, xen-save-devices-state (one write)
-//!   QMP ◄ stopped            ─► pass: copies what was written, while QEMU saves its devices
+//!   QMP ► stop
+//!   QMP ◄ stopped; ► xen-save-devices-state ─► pass: copies what was written, while QEMU saves its devices
 //!   QMP ◄ saved              ─► last pass, if QEMU may have written meanwhile; the device state is read
 //!   QMP ► cont               ─► the pause is over
 //! ```
@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -152,8 +153,9 @@ impl Capture {
     /// The memory can't be tracked, or QEMU does not answer.
     pub fn start(guest: &Guest, threads: usize) -> Result<Self, CaptureError> {
         let tracker = Arc::new(RamTracker::open(guest.pid())?);
-        let qmp = DirectQmp::connect(&guest.paths().checkpoint_qmp(), CONNECT_TIME_MAX)?;
-        let checkpointer = Checkpointer::new(qmp, Arc::clone(&tracker));
+        let connect = |path: PathBuf| DirectQmp::connect(&path, CONNECT_TIME_MAX);
+        let (qmp, save) = (connect(guest.paths().checkpoint_qmp())?, connect(guest.paths().save_qmp())?);
+        let checkpointer = Checkpointer::new(qmp, save, Arc::clone(&tracker))?;
         let (requests, receiver) = sync_channel(REQUESTS_QUEUED_MAX);
         std::thread::Builder::new()
             .name("checkpoint".to_owned())

@@ -3,6 +3,7 @@
 mod capture;
 mod pause;
 mod processors;
+mod saving;
 mod standby;
 mod stream;
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ev_failpoint::{Step, reach};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PAUSE_TIME_MAX, PauseTimes};
+use super::saving::Saving;
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
 use crate::ram::{FaultCount, PartlyDone, PassError, PassReport, RamTracker, Writes};
@@ -23,7 +24,9 @@ enum Completeness {
 
 #[derive(Debug)]
 pub(super) struct Checkpointer {
+    /// Stops the guest and lets it go on.
     qmp: DirectQmp,
+    save: Saving,
     tracker: Arc<RamTracker>,
     completeness: Completeness,
     /// QEMU's page faults right before the last thing that was done, which was a pass over the whole memory.
@@ -49,8 +52,9 @@ fn scan_error(source: io::Error) -> PassError {
 }
 
 impl Checkpointer {
-    pub(super) fn new(qmp: DirectQmp, tracker: Arc<RamTracker>) -> Self {
-        Self { qmp, tracker, completeness: Completeness::Whole, before_pass: None }
+    pub(super) fn new(qmp: DirectQmp, save: DirectQmp, tracker: Arc<RamTracker>) -> Result<Self, QmpError> {
+        let save = Saving::new(save, &tracker)?;
+        Ok(Self { qmp, save, tracker, completeness: Completeness::Whole, before_pass: None })
     }
 
     /// What was handed out reached nobody.
@@ -102,7 +106,7 @@ impl Checkpointer {
     /// Stops the guest for as long as `work` takes.
     fn standing<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, CaptureError>) -> Result<T, CaptureError> {
         self.qmp.forget()?;
-        let stop = self.qmp.write_most("stop")?;
+        let stop = self.qmp.write_most("stop", &Value::Null)?;
         self.qmp.finish("stop")?;
         let awaited =
             |id, command| Awaited { id, command, time_max: PAUSE_TIME_MAX, deadline: Instant::now() + PAUSE_TIME_MAX };
@@ -113,7 +117,7 @@ impl Checkpointer {
         }
         let done = stopped.map_err(CaptureError::from).and_then(|_| work(self));
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
-        let cont = self.qmp.write_most("cont")?;
+        let cont = self.qmp.write_most("cont", &Value::Null)?;
         self.qmp.finish("cont")?;
         let running = self.qmp.answer(awaited(cont, "cont"), |_| {});
         let done = done?;
@@ -145,41 +149,36 @@ impl Checkpointer {
 
     fn pause(&mut self, epoch: &mut EpochBuffer, order: &Order<'_>) -> Result<Taken, CaptureError> {
         self.qmp.forget()?;
-        // While the guest still runs; `cont` is written likewise while QEMU saves its devices.
-        let stop = self.qmp.write_most("stop")?;
+        self.save.be_ready()?;
+        // While the guest still runs; `cont` is written likewise while QEMU carries out `stop`.
+        let stop = self.qmp.write_most("stop", &Value::Null)?;
         std::thread::sleep(READ_TIME);
         let start = Instant::now();
-        let awaited = |id, command| Awaited { id, command, time_max: PAUSE_TIME_MAX, deadline: start + PAUSE_TIME_MAX };
-        let save = json!({ "filename": self.tracker.memory().state_path(), "live": false });
-        let (save, cont) = self.qmp.finish_and_write(("xen-save-devices-state", &save), "cont")?;
-        let saved = awaited(save, "xen-save-devices-state");
+        let deadline = start + PAUSE_TIME_MAX;
+        let awaited = |id, command, deadline| Awaited { id, command, time_max: PAUSE_TIME_MAX, deadline };
+        let cont = self.qmp.finish_and_write_most("cont")?;
         // QEMU says so before it answers, and only if the guest ran.
         let mut heard_stop = false;
-        let stopped = self.qmp.answer(awaited(stop, "stop"), |event| heard_stop |= event.kind == EventKind::Stop);
+        let stopped =
+            self.qmp.answer(awaited(stop, "stop", deadline), |event| heard_stop |= event.kind == EventKind::Stop);
         if stopped.is_ok() && !heard_stop {
-            return Err(self.was_not_running(saved)?);
+            self.qmp.cancel("cont")?;
+            return Err(self.not_running()?);
         }
         let taken = match stopped {
-            Ok(_) => self.take(epoch, order, saved, start),
+            Ok(_) => self.take(epoch, order, start),
             Err(error) => Err(error.into()),
         };
         // In any case: also a `stop` that was not answered will be carried out, and this after it.
         self.qmp.finish("cont")?;
-        let deadline = Instant::now() + PAUSE_TIME_MAX;
-        let running = self.qmp.answer(Awaited { deadline, ..awaited(cont, "cont") }, |_| {});
+        let running = self.qmp.answer(awaited(cont, "cont", Instant::now() + PAUSE_TIME_MAX), |_| {});
         let taken = taken?;
         running?;
         let stood_still = start.elapsed();
         let mut taken = taken.ok_or(CaptureError::TooMuch { stood_still })?;
         taken.times.running = stood_still;
+        self.save.be_ready()?;
         Ok(taken)
-    }
-
-    /// The state that was saved is no checkpoint then: the guest's last instant was before this.
-    fn was_not_running(&mut self, saved: Awaited) -> Result<CaptureError, CaptureError> {
-        self.qmp.answer(saved, |_| {})?;
-        self.qmp.cancel("cont")?;
-        self.not_running()
     }
 
     /// Why there was nothing to stop.
@@ -194,25 +193,25 @@ impl Checkpointer {
         &mut self,
         epoch: &mut EpochBuffer,
         order: &Order<'_>,
-        saved: Awaited,
         start: Instant,
     ) -> Result<Option<Taken>, CaptureError> {
         let mut times = PauseTimes { stopped: start.elapsed(), ..PauseTimes::default() };
         let before = self.tracker.now().map_err(scan_error)?;
         let mut pause_pages = 0;
         let looked = self.may_have_written_since(order.before_pass)?;
+        let saved = self.save.begin(start + PAUSE_TIME_MAX)?;
         if looked {
             let deadline = order.copying_max.map(|time| Instant::now() + time);
             let mut at = PartlyDone::default();
             pause_pages = self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
             if !self.tracker.is_over(at) {
-                self.qmp.answer(saved, |_| {})?;
+                self.save.end(saved)?;
                 return Ok(None);
             }
         }
         times.copied = start.elapsed();
         (order.at_stop)().map_err(|source| CaptureError::AtStop { source })?;
-        self.qmp.answer(saved, |_| {})?;
+        self.save.end(saved)?;
         reach(Step::ActiveDevicesSaved);
         times.devices_saved = start.elapsed();
         if self.tracker.writes_since(before).map_err(scan_error)? == Writes::Possible {

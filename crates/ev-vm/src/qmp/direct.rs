@@ -48,6 +48,11 @@ pub(crate) struct Awaited {
     pub deadline: Instant,
 }
 
+/// A line without what makes it a command.
+fn most_of(line: &str) -> &str {
+    line.trim_end().strip_suffix('}').unwrap_or(line)
+}
+
 impl DirectQmp {
     /// Connects and negotiates, within `time_max`.
     pub(crate) fn connect(path: &Path, time_max: Duration) -> Result<Self, QmpError> {
@@ -105,25 +110,18 @@ impl DirectQmp {
 
     /// Writes a command but for its last byte. QEMU takes some microseconds for each byte that it reads, so this is done
     /// while nobody waits. [`Self::finish`] is needed next, or [`Self::cancel`].
-    pub(crate) fn write_most(&mut self, command: &'static str) -> Result<CommandId, QmpError> {
+    pub(crate) fn write_most(&mut self, command: &'static str, arguments: &Value) -> Result<CommandId, QmpError> {
         let id = self.number();
-        let line = command_line(id.0, command, &Value::Null);
-        self.put(line.trim_end_matches(['}', '\n']), command)?;
+        self.put(most_of(&command_line(id.0, command, arguments)), command)?;
         Ok(id)
     }
 
-    /// Writes the last byte of a command, which QEMU then runs, then a whole one, then most of a third.
-    pub(crate) fn finish_and_write(
-        &mut self,
-        whole: (&'static str, &Value),
-        most: &'static str,
-    ) -> Result<(CommandId, CommandId), QmpError> {
-        let (second, third) = (self.number(), self.number());
-        let mut text = String::from("}");
-        text.push_str(&command_line(second.0, whole.0, whole.1));
-        text.push_str(command_line(third.0, most, &Value::Null).trim_end_matches(['}', '\n']));
-        self.put(&text, whole.0)?;
-        Ok((second, third))
+    /// Writes the last byte of a command, which QEMU then runs, and most of the next one.
+    pub(crate) fn finish_and_write_most(&mut self, next: &'static str) -> Result<CommandId, QmpError> {
+        let id = self.number();
+        let line = command_line(id.0, next, &Value::Null);
+        self.put(&format!("}}{}", most_of(&line)), next)?;
+        Ok(id)
     }
 
     /// Writes the last byte of a command; QEMU runs it.

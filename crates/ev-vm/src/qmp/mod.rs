@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use connection::{Connection, Lines, REQUESTS_QUEUED_MAX, Request, lines};
-pub(crate) use direct::{Awaited, DirectQmp, READ_TIME};
+pub(crate) use direct::{Awaited, CommandId, DirectQmp, READ_TIME};
 use message::Message;
 pub(crate) use message::run_state;
 

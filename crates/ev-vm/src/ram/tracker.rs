@@ -25,8 +25,9 @@ use super::sys::{Find, PAGE_BYTES_U64, WrittenRange, scan};
 
 /// The piece of memory that a thread looks through at a time.
 const STRIPE_PAGES: u32 = (16 << 20) / 4096;
-/// Pages that are copied without asking other threads for help.
-const PAGES_ALONE_MAX: u32 = 256;
+/// Pages that are copied without asking other threads for help: in the pause that takes no longer than QEMU needs to save its devices,
+/// which it could not do meanwhile on a host with two processors that both copy.
+const PAGES_ALONE_MAX: u32 = 2_048;
 /// Ranges that one call of the kernel answers at most; there may be more calls.
 const RANGES_MAX: usize = 512;
 
