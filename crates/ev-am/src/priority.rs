@@ -1,13 +1,15 @@
 //! Processor priority: the AM's threads go before the guest's, so that a busy guest does not look like a dead host.
 
+use std::path::Path;
+
 use rustix::process::{Pid, setpriority_process};
 
-/// Nice value of the AM's own threads.
+/// Nice value of the AM's own threads, and of QEMU's that are no processors.
 const NICE_AM: i32 = -10;
 /// Nice value of the guest.
 const NICE_GUEST: i32 = 0;
-/// Most looks at QEMU's threads: one finds them all unless some are just being started.
-const ROUNDS_MAX: usize = 10;
+/// What QEMU's names of its processors' threads begin with.
+const PROCESSOR_PREFIX: &str = "CPU ";
 
 /// Raises this thread, and with it all threads that it will start. Without the right to do so the AM goes on as it is:
 /// it is slower under load, not wrong.
@@ -20,42 +22,57 @@ pub fn raise() {
     }
 }
 
-/// Brings a QEMU that this program started to the guest's priority, thread by thread (Linux keeps the nice value per
-/// thread). Threads that it starts later inherit that.
-pub fn lower(pid: u32) {
-    // A thread that begins meanwhile may inherit the old value from one that was not reached yet: look until none is new.
-    let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..ROUNDS_MAX {
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
-        let ids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
-        let new: Vec<i32> = ids.filter(|id| seen.insert(*id)).collect();
-        if new.is_empty() {
-            return;
-        }
-        for thread in new.into_iter().filter_map(Pid::from_raw) {
-            // Fails only for a thread that has ended meanwhile.
-            let _ = setpriority_process(Some(thread), NICE_GUEST);
+/// Brings the guest's processors to the guest's priority (Linux keeps the nice value per thread). QEMU's other threads stay at this
+/// program's: the guest waits for them, in the pause of a checkpoint and for its disks and frames. To be called when QEMU answers: by then
+/// it has started all processors.
+pub fn lower_processors(pid: u32) {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
+    for task in tasks.flatten().filter(|task| is_processor(&task.path())) {
+        let thread = task.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        if let Err(error) = setpriority_process(thread, NICE_GUEST) {
+            tracing::warn!(%error, ?thread, "a processor of the guest keeps this program's priority, and may delay the disks");
         }
     }
 }
 
+/// Named so by QEMU with `debug-threads=on`.
+fn is_processor(task: &Path) -> bool {
+    std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with(PROCESSOR_PREFIX))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use rustix::process::getpriority_process;
 
     #[test]
-    fn a_process_started_at_raised_priority_is_brought_down() {
+    fn only_processors_are_brought_down() {
         std::thread::spawn(|| {
             raise();
-            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-            let pid = Pid::from_child(&child);
-            assert_eq!(getpriority_process(Some(pid)).unwrap(), NICE_AM);
-            lower(child.id());
-            let lowered = getpriority_process(Some(pid)).unwrap();
-            child.kill().unwrap();
-            child.wait().unwrap();
-            assert_eq!(lowered, NICE_GUEST);
+            // As QEMU names them.
+            let nice_of = |name: &str| {
+                let script = format!("printf '{name}' > /proc/self/comm; echo; read -r end");
+                let mut child = std::process::Command::new("sh")
+                    .args(["-c", &script])
+                    .stdin(std::process::Stdio::piped())
+                    .stdout(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let mut line = [0];
+                child.stdout.take().unwrap().read_exact(&mut line).unwrap();
+                let pid = Pid::from_child(&child);
+                assert_eq!(getpriority_process(Some(pid)).unwrap(), NICE_AM);
+                lower_processors(child.id());
+                let nice = getpriority_process(Some(pid)).unwrap();
+                drop(child.stdin.take());
+                child.wait().unwrap();
+                nice
+            };
+            assert_eq!(nice_of("CPU 0/TCG"), NICE_GUEST);
+            assert_eq!(nice_of("CPU 1/KVM"), NICE_GUEST);
+            assert_eq!(nice_of("qemu-system-x86"), NICE_AM);
         })
         .join()
         .unwrap();

@@ -135,7 +135,7 @@ impl Am {
         self.begin_level3(up);
         let Some(guest) = &mut self.guest else { return Stay::Yes };
         tracing::info!(pid, ?accelerator, running, "QEMU runs");
-        crate::priority::lower(pid);
+        crate::priority::lower_processors(pid);
         guest.accelerator = accelerator.or(guest.accelerator.take());
         guest.nics.announce(&self.learned);
         self.step(KeeperEvent::Started).await

@@ -54,7 +54,7 @@ pub async fn prepare(qemu: &Qemu, spec: &GuestSpec) -> Result<Prepared, String> 
     let accelerator = qemu.accelerator(&spec.user).await;
     let waiting = WaitingQemu::prepare(qemu, &accelerator, spec).await.map_err(|error| error.to_string())?;
     let pid = waiting.guest().pid();
-    crate::priority::lower(pid);
+    crate::priority::lower_processors(pid);
     let shape = MemoryShape::from(&waiting.memory().layout());
     let cleared = tokio::task::spawn_blocking(move || {
         let memory = GuestMemory::of_process(pid).map_err(|error| error.to_string())?;
