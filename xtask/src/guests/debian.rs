@@ -21,7 +21,7 @@ pub const PASSWORD: &str = "evenkeel";
 /// Virtual size of the disk.
 const DISK_SIZE: &str = "3G";
 /// Raise when the recipe changes, so that a cached image is made anew.
-pub const RECIPE_VERSION: u32 = 4;
+pub const RECIPE_VERSION: u32 = 5;
 
 const PACKAGES: &str =
     "systemd-sysv,dbus,udev,linux-image-cloud-amd64,initramfs-tools,postgresql-15,extlinux,iproute2,kmod,zstd";
@@ -38,7 +38,7 @@ fn network() -> String {
     format!("[Match]\nType=ether\n[Network]\nAddress={ADDRESS}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n")
 }
 
-const POSTGRES_CONFIG: &str = "listen_addresses = '*'\nshared_buffers = 32MB\nmax_connections = 40\ncheckpoint_timeout = 60s\n\
+const POSTGRES_CONFIG: &str = "listen_addresses = '*'\nshared_buffers = 32MB\nmax_connections = 100\ncheckpoint_timeout = 60s\n\
      fsync = on\nsynchronous_commit = on\nfull_page_writes = on\n";
 
 /// Units that a lab's guest does without; each costs seconds on an emulated processor.
