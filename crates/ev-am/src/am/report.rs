@@ -4,6 +4,9 @@ use ev_core::report::AmReport;
 
 use super::Am;
 
+const EMULATED: &str = "the guest is emulated (TCG) and slow, as this host gives it no KVM: enable virtualisation in the host's firmware, \
+                        and load kvm_amd or kvm_intel";
+
 impl Am {
     pub(super) fn report(&self) -> AmReport {
         let vm = self.keeper.vm();
@@ -30,7 +33,7 @@ impl Am {
         if let Some(guest) = &self.guest {
             troubles.extend(guest.nics.troubles());
             if guest.accelerator.as_deref() == Some("tcg") {
-                troubles.push("the guest is emulated (TCG) and slow: this host gives it no KVM".into());
+                troubles.push(EMULATED.into());
             }
         }
         if self.links.is_some() && !self.partner_heard {

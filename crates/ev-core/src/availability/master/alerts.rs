@@ -100,7 +100,7 @@ impl Master {
             }
             for (index, trouble) in self.troubles(vm).into_iter().enumerate() {
                 let key = format!("vm-trouble/{}/{index}", vm.id);
-                wanted.add(key, Severity::Warning, &vm.name, trouble, "see ev disk-show");
+                wanted.add(key, Severity::Warning, &vm.name, trouble, "see ev pvm-show and ev disk-show");
             }
         }
     }
