@@ -4,7 +4,8 @@
 //! precopy … precopy    while the guest runs: pages written up to now are copied, and looked for anew
 //! checkpoint:
 //!   QMP ► stop
-//!   QMP ◄ stopped; ► xen-save-devices-state ─► pass: copies what was written, while QEMU saves its devices
+//!   QMP ◄ stopped            ─► most of a pass: looks for what was written, while all of QEMU sleeps
+//!   QMP ► xen-save-devices-state ─► copies it, and the rest of the pass, while QEMU saves its devices
 //!   QMP ◄ saved              ─► last pass, if QEMU may have written meanwhile; the device state is read
 //!   QMP ► cont               ─► the pause is over
 //! ```

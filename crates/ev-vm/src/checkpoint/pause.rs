@@ -12,7 +12,11 @@ use super::capture::{AtStop, CaptureError, Checkpoint, EpochBuffer, NotTaken, PA
 use super::saving::Saving;
 use super::stream::{DEVICE_STATE_BYTES_MAX, StateError, check_state};
 use crate::qmp::{Awaited, DirectQmp, EventKind, QmpError, READ_TIME, run_state};
-use crate::ram::{FaultCount, PartlyDone, PassError, PassReport, RamTracker, Writes};
+use crate::ram::{FaultCount, Found, PartlyDone, PassError, PassReport, RamTracker, Writes};
+
+/// So long written pages are looked for before QEMU saves its devices, while all of it sleeps; the rest of a large memory is looked
+/// through meanwhile.
+const LOOK_FIRST_MAX: Duration = Duration::from_micros(600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Completeness {
@@ -199,11 +203,16 @@ impl Checkpointer {
         let before = self.tracker.now().map_err(scan_error)?;
         let mut pause_pages = 0;
         let looked = self.may_have_written_since(order.before_pass)?;
-        let saved = self.save.begin(start + PAUSE_TIME_MAX)?;
+        let deadline = order.copying_max.map(|time| Instant::now() + time);
+        let look_first = order.copying_max.map_or(LOOK_FIRST_MAX, |time| time.min(LOOK_FIRST_MAX));
+        let mut at = PartlyDone::default();
+        let found = if looked { self.tracker.find_written(&mut at, look_first)? } else { Found::default() };
+        let saved = self.save.begin(start + PAUSE_TIME_MAX);
+        // In any case: what was found is noted nowhere else.
+        pause_pages += self.tracker.copy_found(&found, &mut epoch.pages)?;
+        let saved = saved?;
         if looked {
-            let deadline = order.copying_max.map(|time| Instant::now() + time);
-            let mut at = PartlyDone::default();
-            pause_pages = self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
+            pause_pages += self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
             if !self.tracker.is_over(at) {
                 self.save.end(saved)?;
                 return Ok(None);

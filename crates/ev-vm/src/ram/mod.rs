@@ -24,5 +24,5 @@ pub use file::{FileId, RamFile};
 pub use prepare::{TrackedMemory, find_library};
 pub use staging::{PARTS_MAX, StagedPage, Staging};
 pub use sys::{PAGE_BYTES, PageBytes};
-pub use tracker::{FaultCount, PartlyDone, PassError, PassReport, RamTracker, Writes};
+pub use tracker::{FaultCount, Found, PartlyDone, PassError, PassReport, RamTracker, Writes};
 pub use trial::{TrialError, try_tracking};

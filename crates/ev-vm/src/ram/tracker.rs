@@ -72,6 +72,15 @@ pub struct PartlyDone {
     from_end: usize,
 }
 
+/// Written pages that were found and not copied. The kernel notes writes anew there, so these are lost unless
+/// [`RamTracker::copy_found`] comes next.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Found {
+    runs: Vec<(PageNumber, u32)>,
+    pages: u32,
+}
+
 /// Looks which pages were written.
 #[derive(Debug)]
 pub struct RamTracker {
@@ -180,6 +189,40 @@ impl RamTracker {
         let left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
         *at = PartlyDone { from_start: left.start, from_end: self.stripes.len().saturating_sub(left.end) };
         Ok(PassReport { pages, time: start.elapsed() })
+    }
+
+    /// Begins a pass: looks for written pages for about `time`, or until there are many, and does not copy them. To look takes less time
+    /// while none of QEMU's threads runs: the kernel interrupts those that do for every 2 MiB in which it notes writes anew.
+    ///
+    /// # Errors
+    /// As of [`Self::copy_written`].
+    pub fn find_written(&self, at: &mut PartlyDone, time: Duration) -> Result<Found, PassError> {
+        let start = Instant::now();
+        let mut ranges = [WrittenRange::default(); RANGES_MAX];
+        let mut found = Found::default();
+        while found.pages <= PAGES_ALONE_MAX && start.elapsed() < time && !self.is_over(*at) {
+            let Some(stripe) = self.stripes.get(at.from_start) else { break };
+            self.written(*stripe, &mut ranges, |first, count| {
+                found.runs.push((first, count));
+                found.pages += count;
+                Ok(())
+            })?;
+            at.from_start += 1;
+        }
+        Ok(found)
+    }
+
+    /// Copies what was found; how many pages that are.
+    ///
+    /// # Errors
+    /// The memory can't be read: see [`PassError`].
+    pub fn copy_found(&self, found: &Found, staging: &mut Staging) -> Result<u32, PassError> {
+        let copy_error = |source| PassError::Copy { source };
+        let (parts, places) = staging.split();
+        let part = parts.first_mut().ok_or_else(|| copy_error(io::ErrorKind::InvalidInput.into()))?;
+        let mut copies = found.runs.iter().map(|(first, count)| part.copy(&self.memory, places, *first, *count));
+        copies.try_for_each(|copied| copied.map_err(copy_error))?;
+        Ok(found.pages)
     }
 
     /// Whether a pass in parts has looked at all of the memory.
