@@ -201,28 +201,32 @@ impl Checkpointer {
     ) -> Result<Option<Taken>, CaptureError> {
         let mut times = PauseTimes { stopped: start.elapsed(), ..PauseTimes::default() };
         let before = self.tracker.now().map_err(scan_error)?;
-        let mut pause_pages = 0;
         let looked = self.may_have_written_since(order.before_pass)?;
         let deadline = order.copying_max.map(|time| Instant::now() + time);
         let look_first = order.copying_max.map_or(LOOK_FIRST_MAX, |time| time.min(LOOK_FIRST_MAX));
         let mut at = PartlyDone::default();
         let found = if looked { self.tracker.find_written(&mut at, look_first)? } else { Found::default() };
         let saved = self.save.begin(start + PAUSE_TIME_MAX);
-        // In any case: what was found is noted nowhere else.
-        pause_pages += self.tracker.copy_found(&found, &mut epoch.pages)?;
-        let saved = saved?;
-        if looked {
-            pause_pages += self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages;
-            if !self.tracker.is_over(at) {
-                self.save.end(saved)?;
-                return Ok(None);
+        let copied = self.tracker.copy_found(&found, &mut epoch.pages).and_then(|pages| {
+            if !looked {
+                return Ok(pages);
             }
-        }
+            Ok(pages + self.tracker.copy_written_until(&mut epoch.pages, &mut at, deadline)?.pages)
+        });
         times.copied = start.elapsed();
-        (order.at_stop)().map_err(|source| CaptureError::AtStop { source })?;
-        self.save.end(saved)?;
-        reach(Step::ActiveDevicesSaved);
+        let is_whole = copied.is_ok() && (!looked || self.tracker.is_over(at));
+        let marked = if is_whole { (order.at_stop)() } else { Ok(()) };
+        // In any case: `cont` comes by another connection, and must not overtake this.
+        let saved = saved.and_then(|saved| self.save.end(saved));
         times.devices_saved = start.elapsed();
+        // First of all whether pages were lost.
+        let mut pause_pages = copied?;
+        marked.map_err(|source| CaptureError::AtStop { source })?;
+        saved?;
+        if !is_whole {
+            return Ok(None);
+        }
+        reach(Step::ActiveDevicesSaved);
         if self.tracker.writes_since(before).map_err(scan_error)? == Writes::Possible {
             pause_pages += self.tracker.copy_written(&mut epoch.pages)?.pages;
         }
