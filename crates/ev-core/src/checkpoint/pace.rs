@@ -12,8 +12,8 @@ pub struct PaceLimits {
     pub idle: Duration,
     /// The guest runs at least this many times as long as its last pause took, while nobody waits for what it sends.
     pub run_per_pause: u32,
-    /// The same while somebody waits, and it has more to do. With less its pauses and page faults take it more than those gain who wait: a
-    /// database that many clients keep busy did a tenth less work with 4.
+    /// The same while somebody waits, and it has more to do. With less its pauses and page faults take it more than those gain who wait:
+    /// a database with many clients (pgbench of `cargo xtask bench checkpoint`) did less work with 4, and hardly more with 10.
     pub run_per_pause_waiting: u32,
     /// The same while somebody waits, and it rests: a pause takes it nothing then.
     pub run_per_pause_resting: u32,
