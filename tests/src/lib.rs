@@ -25,5 +25,5 @@ pub use postgres::Postgres;
 pub use rounds::{Protected, Return, Takeover};
 pub use stream::{Answered, MemoryCount, Stream, StreamFault, StreamReport};
 pub use system::{GoneOn, Level3View, System, SystemView};
-pub use tiny::TinyGuest;
+pub use tiny::{BESIDE_LOAD, TinyGuest};
 pub use wait::eventually;

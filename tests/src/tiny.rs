@@ -9,6 +9,11 @@ use crate::load::Service;
 
 /// Where its program listens.
 pub(crate) const PORT: u16 = 7000;
+/// What a test may fill of a 256 MiB disk while a load writes to it, in MiB: where it begins, and how much. It is for whoever fills it
+/// alone: the load's slots, one for each write, begin at the other end.
+pub const BESIDE_LOAD: (u64, u64) = (192, 64);
+/// As in `guests/tiny/src/record.rs`.
+const SLOTS_PER_MIB: u64 = 256;
 /// A guest whose host dies says nothing any more; then the client has to try again.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Filling and checking take as long as the disk does.
@@ -94,6 +99,10 @@ impl TinyGuest {
 /// Number `n` is the record with value `n` in slot `n`; damage in a slot that was never acknowledged is nobody's loss.
 impl Service for TinyGuest {
     fn write(&mut self, number: u64) -> Result<(), ClientError> {
+        assert!(
+            number < BESIDE_LOAD.0 * SLOTS_PER_MIB,
+            "a load of {number} writes comes to what others fill: end it earlier"
+        );
         self.expect(&format!("write {number} {number}"), "written").map(|_| ())
     }
 

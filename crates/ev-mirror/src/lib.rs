@@ -1,6 +1,7 @@
 //! One disk on two hosts: what carries out the decisions of `ev_core::mirror` — NBD server, link, replica, metadata.
 
 pub mod buffer;
+mod cache;
 pub mod disk;
 pub mod extent;
 pub mod gate;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ev_api::pool::{JoinToken, PoolView};
 use ev_lab::{DiskKind, Lab};
-use ev_tests::{Pool, Protected, TestLab, eventually};
+use ev_tests::{BESIDE_LOAD, Pool, Protected, TestLab, eventually};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Rubbish for each port.
@@ -88,15 +88,15 @@ fn a_full_disk_of_the_partner_is_left_out_and_taken_back_when_there_is_room() {
     let active = protected.in_sync("h1").active.expect("it runs");
     let other = protected.other_than(&active);
     lab.fill_disk(&other, DiskKind::Storage, 0).expect("fills");
-    // The tiny guest's slots lie in its first megabyte, which has its room already: this needs more.
-    protected.fill(16, 64, 7);
+    // In case what the load writes has its room already.
+    protected.fill(BESIDE_LOAD.0, BESIDE_LOAD.1, 7);
     load.wait_for_more(100, LIMIT);
     lab.unfill_disk(&other, DiskKind::Storage).expect("empties");
     protected.in_sync(&active);
     assert_eq!(protected.boot_id(), boot_id, "the guest did not notice");
     lab.kill(&active).expect("dies");
     load.wait_for_more(50, LIMIT);
-    protected.check(16, 64, 7);
+    protected.check(BESIDE_LOAD.0, BESIDE_LOAD.1, 7);
     protected.assert_nothing_lost(load);
 }
 

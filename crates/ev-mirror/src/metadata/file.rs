@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::map::MapPage;
 use super::{Layout, PAGE_BYTES, Page, RegionMap, Superblock, SuperblockError};
+use crate::cache;
 
 /// Why a metadata file was not created. Nothing is left behind then.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +153,8 @@ impl MetadataFile {
             rustix::io::Errno::WOULDBLOCK => OpenError::InUse { path: path.to_owned() },
             other => io_error(other.into()),
         })?;
+        // By what is read here writes are acknowledged.
+        cache::forget_all(&file).map_err(io_error)?;
         let (superblock, slots) = read_superblock(&file, path)?;
         let layout = superblock.layout().expect("checked by decode");
         let expected = Identity { pool, vm, disk, host, size_bytes };
@@ -162,7 +165,7 @@ impl MetadataFile {
         }
         let mut opened = Self { path: path.to_owned(), file, superblock, layout };
         if slots != Slots::Equal {
-            // What is about to be relied on must be in both slots, and durable: the newer one may be in the page cache only.
+            // What is about to be relied on must be in both slots.
             opened.update(superblock).map_err(|error| io_error(error.source))?;
         }
         Ok((opened, slots))

@@ -73,8 +73,13 @@ impl Client {
         assert_eq!(self.reply().unwrap(), 0);
     }
 
-    pub fn flush(&mut self) {
+    /// Asks for a flush without waiting for it.
+    pub fn start_flush(&mut self) {
         self.request(FLUSH, 0, 0, &[]);
+    }
+
+    pub fn flush(&mut self) {
+        self.start_flush();
         assert_eq!(self.reply().unwrap(), 0);
     }
 

@@ -3,6 +3,7 @@
 mod bad_peers;
 mod client;
 mod epochs;
+mod lost_writes;
 mod pair;
 mod real_clients;
 mod reflink;

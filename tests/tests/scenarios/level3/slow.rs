@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ev_lab::{DiskKind, Network};
-use ev_tests::{Pool, Stream, System, TestLab, TinyGuest, TinyImage, in_client};
+use ev_tests::{BESIDE_LOAD, Pool, Stream, System, TestLab, TinyGuest, TinyImage, in_client};
 
 /// What the slow link carries.
 const SLOW_BITS_PER_S: u64 = 100_000_000;
@@ -80,18 +80,18 @@ fn a_full_disk_of_the_standby_costs_redundancy_until_there_is_room() {
     let (system, load) = System::tiny_with_writes(&lab);
     let (before, boot_id) = (system.protected("h1"), system.boot_id());
     lab.fill_disk("h2", DiskKind::Storage, 0).expect("fills");
-    // The slots of the load lie in the first megabyte, which has its room already: this needs more.
+    // In case what the load writes has its room already.
     let bulk = |work: &(dyn Fn(&mut TinyGuest) + Sync)| {
         in_client(&lab, || work(&mut TinyGuest::connect(TinyImage::ADDRESS).expect("it answers")));
     };
-    bulk(&|guest: &mut TinyGuest| guest.fill(16, 64, 7).expect("written, on one host"));
+    bulk(&|guest: &mut TinyGuest| guest.fill(BESIDE_LOAD.0, BESIDE_LOAD.1, 7).expect("written, on one host"));
     load.wait_for_more(100, LIMIT);
     system.simplex("h1");
     lab.unfill_disk("h2", DiskKind::Storage).expect("empties");
     system.protected_anew("h1", &before);
     lab.kill("h1").expect("dies");
     load.wait_for_more(50, LIMIT);
-    bulk(&|guest: &mut TinyGuest| guest.check(16, 64, 7).expect("all of it is there"));
+    bulk(&|guest: &mut TinyGuest| guest.check(BESIDE_LOAD.0, BESIDE_LOAD.1, 7).expect("all of it is there"));
     assert_eq!(system.boot_id(), boot_id, "the guest went on");
     println!("{:?}", load.stop());
 }

@@ -10,6 +10,7 @@ use ev_core::ids::Generation;
 use ev_core::mirror::{Extent, Geometry, Health, LocalReplica, MapWord, RegionLog, ReplicaInfo};
 
 use super::super::spec::{DiskSpec, OpenError};
+use crate::cache;
 use crate::link::codec::HASH_BLOCK_BYTES;
 use crate::metadata::{KeptState, MapStore, MetadataFile, Superblock, UndoMethod};
 use crate::undo::{self, Undo, UndoIdentity, UndoPaths};
@@ -30,6 +31,8 @@ impl Store {
     pub fn open(spec: &DiskSpec, instance: u64) -> Result<(Self, LocalReplica), OpenError> {
         let replica_error = |source| OpenError::Replica { path: spec.replica.clone(), source };
         let replica = File::options().read(true).write(true).open(&spec.replica).map_err(replica_error)?;
+        // A copy moves what differs from it.
+        cache::forget_clean(&replica).map_err(replica_error)?;
         let found = replica.metadata().map_err(replica_error)?.len();
         if found != spec.size_bytes {
             let path = spec.replica.clone();
