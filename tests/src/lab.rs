@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ev_failpoint::{Failpoint, Step};
-use ev_lab::{Lab, LabName, LabOptions, Node};
+use ev_lab::{Lab, LabName, LabOptions, Network, Node};
 
 use crate::forensics;
 use crate::guests::programs;
@@ -85,6 +85,16 @@ impl TestLab {
     /// The hosts that the lab's only guest was seen to speak from, in order.
     pub fn owners_seen(&self) -> Vec<String> {
         self.owners.seen()
+    }
+
+    /// How many bits a second a host sends on each private link at most; `None`: what it can.
+    ///
+    /// # Panics
+    /// If there is no such host, or the kernel refuses it.
+    pub fn set_private_rate(&self, host: &str, bits_per_s: Option<u64>) {
+        for network in [Network::Private1, Network::Private2] {
+            self.set_rate(host, network, bits_per_s).expect("the lab sets the rate");
+        }
     }
 
     /// The next program of that host which comes to the step is to stop there.

@@ -32,6 +32,8 @@ pub enum Step {
     ActiveReleased,
     /// The whole memory is on its way to a new standby.
     ActiveFilling,
+    /// A checkpoint is due, and has to wait for what is being sent.
+    ActiveCaptureWaits,
     /// The standby holds the memory, and the record is to say so.
     ActiveJoining,
     /// A QEMU waits; the memory is to come.

@@ -1,6 +1,6 @@
 //! The task that owns all links of one AM and carries out what the [`Board`] decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -379,12 +379,13 @@ async fn listen(spec: LinksSpec, path: usize, address: SocketAddr, inner: mpsc::
 /// Keeps a control link on one path, for ever.
 async fn keep_control(spec: LinksSpec, path: usize, inner: mpsc::Sender<Inner>, notices: mpsc::Sender<LinkNotice>) {
     let address = spec.dial[path];
-    let mut last = String::new();
+    // Since the last link: several reasons may take turns.
+    let mut said = BTreeSet::new();
     loop {
         let hello = LinkHello { vm: spec.vm, purpose: Purpose::Control };
         match dial::dial(&spec.tls, address, spec.partner, hello).await {
             Ok(stream) => {
-                last.clear();
+                said.clear();
                 let (outgoing, queue) = mpsc::channel(CONTROL_QUEUE_MAX);
                 if inner.send(Inner::ControlUp { path, outgoing }).await.is_err() {
                     return;
@@ -396,10 +397,8 @@ async fn keep_control(spec: LinksSpec, path: usize, inner: mpsc::Sender<Inner>, 
                 }
             }
             Err(error) => {
-                let text = error.to_string();
-                if text != last {
-                    tracing::info!(%address, error = text, "the partner is not reached on this path; will keep trying");
-                    last = text;
+                if said.insert(error.to_string()) {
+                    tracing::info!(%address, %error, "the partner is not reached on this path; will keep trying");
                 }
             }
         }

@@ -113,7 +113,8 @@ pub enum Action {
         session: Session,
     },
     /// Pause the guest, stage all that changed, let it run on. With the first one, disks begin to write ahead and output
-    /// begins to be held, in the same pause.
+    /// begins to be held, in the same pause. Answered by [`Event::Captured`] or [`Event::CaptureFailed`] in any case, also after
+    /// [`Action::End`].
     Capture {
         epoch: Epoch,
     },

@@ -10,6 +10,9 @@ use super::BLACKOUT_MAX;
 /// A guest boots, or a memory is sent, on an emulated processor that has to share the machine.
 const LIMIT: Duration = Duration::from_secs(180);
 
+/// What a slow link carries.
+const SLOW_BITS_PER_S: u64 = 100_000_000;
+
 /// Of an epoch, on the active host.
 const ACTIVE: [Step; 6] = [
     Step::ActiveBeforeStop,
@@ -120,6 +123,28 @@ fn the_standby_dies_at_each_step_of_its_return() {
         system.goes_on(&stream);
         alone = system.simplex("h1");
     }
+    lab.start("h2").expect("the host starts");
+    system.protected_anew("h1", &alone);
+    system.kill_active(&stream, "h1");
+    system.unnoticed(stream, &["h1", "h2"]);
+}
+
+/// By a slow link: the first checkpoint has to wait until what was copied before is sent, which it never is.
+#[test]
+fn the_standby_dies_while_a_checkpoint_waits_to_be_taken() {
+    let lab = TestLab::up(2, 1);
+    let (system, stream) = System::tiny(&lab);
+    lab.kill("h2").expect("the host dies");
+    let alone = system.simplex("h1");
+    lab.set_private_rate("h1", Some(SLOW_BITS_PER_S));
+    let failpoint = lab.stop_at("h1", Step::ActiveCaptureWaits);
+    lab.start("h2").expect("the host starts");
+    until_reached(&failpoint);
+    lab.kill("h2").expect("the host dies");
+    failpoint.disarm().expect("it goes on");
+    system.goes_on(&stream);
+    system.simplex("h1");
+    lab.set_private_rate("h1", None);
     lab.start("h2").expect("the host starts");
     system.protected_anew("h1", &alone);
     system.kill_active(&stream, "h1");

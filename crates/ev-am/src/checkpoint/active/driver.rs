@@ -339,6 +339,11 @@ impl Driver {
     fn failed(&mut self, why: &str) {
         tracing::warn!(why, "checkpoints can't go on");
         self.end_because(why);
+        self.not_captured();
+    }
+
+    /// What was to be captured never will be: the engine waits for each one's end, whatever became of the session.
+    fn not_captured(&mut self) {
         let held = self.spec.hold.is_held();
         self.tell(Event::CaptureFailed { held });
     }
@@ -367,7 +372,12 @@ impl Driver {
     /// Begins what waits, if it can be.
     fn work_on(&mut self) {
         let Some(work) = &mut self.work else { return };
-        let Some((pending, capture, buffer)) = work.next() else { return };
+        let Some((pending, capture, buffer)) = work.next() else {
+            if matches!(work.pending, Some(Pending::Checkpoint(_))) {
+                reach(Step::ActiveCaptureWaits);
+            }
+            return;
+        };
         let (session, inner) = (work.session, self.inner.clone());
         match pending {
             Pending::Pass => {
@@ -518,8 +528,9 @@ impl Driver {
             Action::Capture { epoch } => {
                 self.output_waits = false;
                 tracing::trace!(%epoch, "capture");
-                if let Some(work) = &mut self.work {
-                    work.pending = Some(Pending::Checkpoint(epoch));
+                match &mut self.work {
+                    Some(work) => work.pending = Some(Pending::Checkpoint(epoch)),
+                    None => return self.not_captured(),
                 }
                 self.work_on();
             }
@@ -578,6 +589,9 @@ impl Driver {
         tracing::warn!(session = %work.session, why, "the session with the standby is over");
         if let Some(lane) = &self.lane {
             lane.send(LaneMessage::End { session: work.session });
+        }
+        if let Some(Pending::Checkpoint(_)) = work.pending {
+            self.not_captured();
         }
         if self.begun_at.elapsed() >= LASTED {
             self.retry_pause = RETRY_FIRST;
