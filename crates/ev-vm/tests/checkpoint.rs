@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -254,6 +255,49 @@ async fn what_can_not_be_copied_in_time_is_left_for_the_next_attempt_and_no_page
         image.apply(&rest);
         assert_eq!(image.differences(capture.tracker()), []);
     }
+}
+
+/// QEMU gives up in the middle of saving its devices. The guest goes on all the same, and no page is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_can_not_be_saved_cost_the_checkpoint_and_nothing_else() {
+    const ATTEMPTS: usize = 3;
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=16")).await.unwrap());
+        until_said(&folders, "memory 0 round").await;
+        let qmp = guest.qmp().await.unwrap();
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let mut image = Image::of(capture.tracker().memory());
+        let taken = capture.checkpoint(capture.buffer().unwrap(), None, nothing_else()).await.unwrap();
+        image.apply(&taken.epoch.pages);
+        let mut epoch = taken.epoch;
+        epoch.clear();
+        // QEMU empties the file first.
+        seal_against_growing(&guest, "evenkeel-device-state");
+        for _ in 0..ATTEMPTS {
+            let refused = capture.checkpoint(epoch, None, nothing_else()).await.expect_err("the state has no room");
+            assert!(matches!(refused.error, CaptureError::Qmp(QmpError::Refused { .. })), "{refused:?}");
+            epoch = *refused.epoch.expect("nothing was lost");
+            assert_eq!(qmp.status().await.unwrap(), RunState::Running);
+            let before = round(&said(&folders), 0);
+            until("the guest to go on", || round(&said(&folders), 0) > before + 1).await;
+        }
+        image.apply(&epoch.pages);
+        qmp.stop().await.unwrap();
+        epoch.clear();
+        let mut rest = epoch.pages;
+        capture.tracker().copy_written(&mut rest).unwrap();
+        image.apply(&rest);
+        assert_eq!(image.differences(capture.tracker()), []);
+    }
+}
+
+fn seal_against_growing(guest: &Guest, name: &str) {
+    let mut files = std::fs::read_dir(format!("/proc/{}/fd", guest.pid())).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: &PathBuf| std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains(name));
+    let path = files.find(|path| named(path)).expect("QEMU has it open");
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    rustix::fs::fcntl_add_seals(file, rustix::fs::SealFlags::GROW).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
