@@ -1,5 +1,7 @@
 //! The task: tells the engine what happens, and does what it wants.
 
+mod streams;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,8 +21,8 @@ use super::{ActiveNotice, ActiveSpec, Order, Origin, Wish};
 use crate::checkpoint::lane::{Lane, LaneEvent};
 use crate::checkpoint::stats::{Board, Stats};
 use crate::checkpoint::turns::Turn;
-use crate::checkpoint::{QUEUE_MAX, all, memory_stream};
-use crate::links::{Channel, Stream};
+use crate::checkpoint::{QUEUE_MAX, all};
+use crate::links::Channel;
 
 /// How often the engine is told that time passed: while output waits, while a session is on, and otherwise.
 const TICK_WAITING: Duration = Duration::from_millis(1);
@@ -32,8 +34,6 @@ const CLOCK_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 const LASTED: Duration = Duration::from_secs(10);
-/// A stream that is wanted and not there is asked for this often.
-const ASK_AGAIN: Duration = Duration::from_millis(300);
 
 pub struct Driver {
     spec: ActiveSpec,
@@ -204,12 +204,7 @@ impl Driver {
             Order::Standing(standing) => self.tell(Event::Record(standing)),
             Order::Disks(disks) => self.spec.disks = disks,
             Order::Limits(limits) => self.spec.limits = limits,
-            Order::Stream(Channel::Lane, stream) => {
-                self.lanes += 1;
-                self.unlink("the lane was replaced");
-                self.lane = Some(Lane::start(self.lanes, *stream, self.inner.clone()));
-                self.link();
-            }
+            Order::Stream(Channel::Lane, stream) => self.take_lane(*stream),
             Order::Stream(Channel::Memory, stream) => self.take_memory(*stream),
             Order::Stream(Channel::Disk(_), _) => {}
             Order::DiskLinkDown => {
@@ -224,56 +219,10 @@ impl Driver {
         }
     }
 
-    fn take_memory(&mut self, stream: Stream) {
-        if self.work.as_ref().is_some_and(|work| work.shipper.is_some()) {
-            self.unlink("the memory stream was replaced");
-        }
-        match memory_stream(stream) {
-            Ok(stream) => {
-                self.memory = Some(stream);
-                self.link();
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a memory stream can't be set up");
-            }
-        }
-    }
-
-    /// Both streams are needed; the engine hears when both are there.
-    fn link(&mut self) {
-        if !self.linked && self.lane.is_some() && self.memory.is_some() {
-            self.linked = true;
-            self.tell(Event::LinkUp);
-        }
-    }
-
-    fn unlink(&mut self, why: &str) {
-        if std::mem::replace(&mut self.linked, false) {
-            self.end_because(why);
-            self.tell(Event::LinkDown);
-        }
-    }
-
     fn end_because(&mut self, why: &str) {
         if let Some(work) = &mut self.work {
             work.why.get_or_insert_with(|| why.to_owned());
         }
-    }
-
-    /// Streams are wanted while checkpoints are; those that came before this task was there are gone.
-    fn ask_for_streams(&mut self) {
-        if self.wish != Wish::Yes || self.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
-            return;
-        }
-        let missing = [(Channel::Lane, self.lane.is_none()), (Channel::Memory, self.memory_is_missing())];
-        for (channel, _) in missing.into_iter().filter(|(_, missing)| *missing) {
-            self.asked_at = Some(Instant::now());
-            self.notify(ActiveNotice::StreamDown(channel));
-        }
-    }
-
-    fn memory_is_missing(&self) -> bool {
-        self.memory.is_none() && self.work.as_ref().is_none_or(|work| work.shipper.is_none())
     }
 
     /// Never waits: what is lost is repeated by the engine or by the next tick.
