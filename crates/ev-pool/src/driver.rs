@@ -11,12 +11,14 @@ use ev_wire::peer::{PeerRequest, PeerResponse, Standing};
 use openraft::ServerState;
 use tokio::task::JoinSet;
 
-use crate::election::{Answer, STANDING_TIME_MAX, Situation, Step, may_stand, step, wait_longer};
+use crate::election::{Answer, Situation, Step, may_stand, step};
 use crate::node::{Leadership, Shared, position_of};
 use crate::types::Metrics;
 
 /// How often the situation is looked at.
 const TICK: Duration = Duration::from_millis(25);
+/// How long the others have to say how they stand.
+const STANDING_TIMEOUT: Duration = Duration::from_millis(250);
 /// A leader that no majority has confirmed for this long does not call itself one any more.
 const CONFIRMED_MAX: Duration = Duration::from_millis(1_000);
 
@@ -35,9 +37,10 @@ pub(crate) async fn drive_elections(shared: Arc<Shared>) {
             Step::Wait => continue,
             Step::Stand => true,
             Step::Ask => {
-                let last_log = || shared.log.last_log_id().map(position_of);
-                let answers = ask_while(&shared, |answers| wait_longer(&situation, last_log(), answers)).await;
-                may_stand(&situation, last_log(), &answers)
+                let may =
+                    |answers: &[Answer]| may_stand(&situation, shared.log.last_log_id().map(position_of), answers);
+                // A host that is dead does not answer, and is not waited for.
+                may(&ask_until(&shared, |answers| situation.role == Role::Host && may(answers)).await)
             }
         };
         spread = random_below(times.spread);
@@ -109,11 +112,11 @@ fn stand_down_if_rescued(shared: &Shared, metrics: &Metrics) {
 
 /// Ask every other voter how it stands; who does not answer in time is left out.
 pub(crate) async fn ask_others(shared: &Shared) -> Vec<Answer> {
-    ask_while(shared, |_| Some(STANDING_TIME_MAX)).await
+    ask_until(shared, |_| false).await
 }
 
-/// The same, for as long as one more answer is worth waiting for.
-async fn ask_while(shared: &Shared, patience: impl Fn(&[Answer]) -> Option<Duration>) -> Vec<Answer> {
+/// The same, until the answers that have come are enough.
+async fn ask_until(shared: &Shared, enough: impl Fn(&[Answer]) -> bool) -> Vec<Answer> {
     let mut asked = JoinSet::new();
     let voters: BTreeSet<u64> = shared.membership().voter_ids().collect();
     for (member, addresses) in shared.others() {
@@ -123,15 +126,15 @@ async fn ask_while(shared: &Shared, patience: impl Fn(&[Answer]) -> Option<Durat
         let role = shared.role_of(member);
         let route = shared.network.route(member, addresses);
         asked.spawn(async move {
-            let answer = route.call(PeerRequest::Standing, STANDING_TIME_MAX).await;
+            let answer = route.call(PeerRequest::Standing, STANDING_TIMEOUT).await;
             Some(Answer { member, role, standing: standing_in(answer.ok()?)? })
         });
     }
     let mut answers = Vec::new();
-    while let Some(patience) = patience(&answers) {
-        match tokio::time::timeout(patience, asked.join_next()).await {
-            Ok(Some(answer)) => answers.extend(answer.ok().flatten()),
-            Ok(None) | Err(_) => break,
+    while !enough(&answers) {
+        match asked.join_next().await {
+            Some(answer) => answers.extend(answer.ok().flatten()),
+            None => break,
         }
     }
     answers

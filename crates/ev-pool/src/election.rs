@@ -115,23 +115,6 @@ pub fn may_stand(situation: &Situation, last_log: Option<LogPosition>, answers: 
     }
 }
 
-/// How long the other voters have to say how they stand.
-pub const STANDING_TIME_MAX: Duration = Duration::from_millis(250);
-/// And the rest of them, once one has heard a leader: most likely it heard the dead one's last heartbeat a moment after this member, and
-/// soon says otherwise. The dead one will not answer.
-const REST_TIME_MAX: Duration = Duration::from_millis(50);
-
-/// How long one more answer is worth waiting for; `None`: these are enough.
-#[must_use]
-pub fn wait_longer(situation: &Situation, last_log: Option<LogPosition>, answers: &[Answer]) -> Option<Duration> {
-    match situation.role {
-        Role::Host if may_stand(situation, last_log, answers) => None,
-        Role::Host if answers.iter().any(|answer| answer.standing.leader.is_some()) => Some(REST_TIME_MAX),
-        // A quorum server has to know what each host has.
-        Role::Host | Role::Quorum => Some(STANDING_TIME_MAX),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,18 +166,6 @@ mod tests {
         assert!(may_stand(&me, position(5), &[answer(3, Role::Quorum, None, 5)]));
         assert!(!may_stand(&me, position(5), &[answer(3, Role::Quorum, Some(1), 5)]), "the leader lives");
         assert!(!may_stand(&me, position(5), &[answer(3, Role::Quorum, None, 6)]), "it would lose");
-    }
-
-    #[test]
-    fn a_dead_host_is_not_waited_for_if_a_majority_agrees_and_not_for_long_if_somebody_heard_it_later() {
-        let me = situation(Role::Host, 600);
-        assert_eq!(wait_longer(&me, position(5), &[]), Some(STANDING_TIME_MAX));
-        assert_eq!(wait_longer(&me, position(5), &[answer(3, Role::Quorum, None, 5)]), None);
-        assert_eq!(wait_longer(&me, position(5), &[answer(3, Role::Quorum, Some(1), 5)]), Some(REST_TIME_MAX));
-        let longer = [answer(3, Role::Quorum, None, 6)];
-        assert_eq!(wait_longer(&me, position(5), &longer), Some(STANDING_TIME_MAX), "another host may have it all");
-        let quorum = situation(Role::Quorum, 3_000);
-        assert_eq!(wait_longer(&quorum, position(5), &[answer(1, Role::Host, None, 4)]), Some(STANDING_TIME_MAX));
     }
 
     #[test]
