@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ev_vm::checkpoint::{AtStop, Capture, CaptureError, Processors, RestoreError, Standby, StateError};
+use ev_vm::checkpoint::{AtStop, Capture, CaptureError, EpochBuffer, Processors, RestoreError, Standby, StateError};
 use ev_vm::ram::PartlyDone;
 use ev_vm::{EventKind, Guest, Qemu, QmpError, RunState};
 use support::tracked::{
@@ -145,12 +145,11 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         let mut serial = Serial::connect(&folders.paths).await;
         serial.expect("READY\n").await;
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let mut image = Image::of(capture.tracker().memory());
+        let image = Image::of(capture.tracker().memory());
         let mut epoch = capture.buffer().unwrap();
 
         disk.freeze();
         serial.send("r").await;
-        let qmp = guest.qmp().await.unwrap();
         // The request is in flight, or will be at the next attempt.
         let refused = loop {
             match capture.checkpoint(epoch, None, nothing_else()).await {
@@ -162,14 +161,7 @@ async fn a_disk_that_does_not_answer_delays_the_checkpoint_and_loses_no_page() {
         disk.thaw();
         serial.expect("a").await;
         let taken = capture.checkpoint(*refused.epoch.expect("nothing was lost"), None, nothing_else()).await.unwrap();
-        image.apply(&taken.epoch.pages);
-        qmp.stop().await.unwrap();
-        let mut rest = taken.epoch;
-        rest.clear();
-        let mut rest = rest.pages;
-        capture.tracker().copy_written(&mut rest).unwrap();
-        image.apply(&rest);
-        assert_eq!(image.differences(capture.tracker()), []);
+        nothing_is_missing(&guest, &capture, image, taken.epoch).await;
     }
 }
 
@@ -220,7 +212,7 @@ async fn what_can_not_be_copied_in_time_is_left_for_the_next_attempt_and_no_page
         until_said(&folders, "memory 0 round").await;
         let qmp = guest.qmp().await.unwrap();
         let mut capture = Capture::start(&guest, THREADS).unwrap();
-        let mut image = Image::of(capture.tracker().memory());
+        let image = Image::of(capture.tracker().memory());
         let mut epoch = capture.buffer().unwrap();
         let marks = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&marks);
@@ -246,14 +238,7 @@ async fn what_can_not_be_copied_in_time_is_left_for_the_next_attempt_and_no_page
         assert_eq!(marks.load(Ordering::SeqCst), 1);
         let pages = usize::try_from(capture.tracker().memory().layout().pages()).unwrap();
         assert!(taken.epoch.pages.copies() <= pages * THREADS, "passes take no memory over and over");
-        image.apply(&taken.epoch.pages);
-        qmp.stop().await.unwrap();
-        let mut rest = taken.epoch;
-        rest.clear();
-        let mut rest = rest.pages;
-        capture.tracker().copy_written(&mut rest).unwrap();
-        image.apply(&rest);
-        assert_eq!(image.differences(capture.tracker()), []);
+        nothing_is_missing(&guest, &capture, image, taken.epoch).await;
     }
 }
 
@@ -282,14 +267,18 @@ async fn devices_that_can_not_be_saved_cost_the_checkpoint_and_nothing_else() {
             let before = round(&said(&folders), 0);
             until("the guest to go on", || round(&said(&folders), 0) > before + 1).await;
         }
-        image.apply(&epoch.pages);
-        qmp.stop().await.unwrap();
-        epoch.clear();
-        let mut rest = epoch.pages;
-        capture.tracker().copy_written(&mut rest).unwrap();
-        image.apply(&rest);
-        assert_eq!(image.differences(capture.tracker()), []);
+        nothing_is_missing(&guest, &capture, image, epoch).await;
     }
+}
+
+/// With the epoch's pages, and those written since, the image is the guest's memory.
+async fn nothing_is_missing(guest: &Guest, capture: &Capture, mut image: Image, mut epoch: EpochBuffer) {
+    image.apply(&epoch.pages);
+    guest.qmp().await.unwrap().stop().await.unwrap();
+    epoch.clear();
+    capture.tracker().copy_written(&mut epoch.pages).unwrap();
+    image.apply(&epoch.pages);
+    assert_eq!(image.differences(capture.tracker()), []);
 }
 
 fn seal_against_growing(guest: &Guest, name: &str) {

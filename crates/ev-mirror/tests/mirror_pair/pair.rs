@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub const A: HostId = MemberId(1);
 pub const B: HostId = MemberId(2);
 /// How long anything that is waited for may take.
-pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const PARTNER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often is looked whether a flush is over, while events are waited for.
 const EVENT_PAUSE: Duration = Duration::from_millis(10);

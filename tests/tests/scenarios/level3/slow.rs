@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use ev_lab::DiskKind;
 use ev_tests::{BESIDE_LOAD, Pool, Stream, System, TestLab, TinyGuest, TinyImage, in_client};
 
-/// What the slow link carries.
-const SLOW_BITS_PER_S: u64 = 100_000_000;
+use super::SLOW_BITS_PER_S;
+
 /// For so long it is watched what becomes of it.
 const WATCHED: Duration = Duration::from_secs(15);
 /// A guest must not stand still for longer.

@@ -5,13 +5,10 @@ use std::time::Duration;
 use ev_failpoint::{Failpoint, Step};
 use ev_tests::{Load, Service, System, TestLab, TinyGuest, TinyImage, eventually, in_client};
 
-use super::BLACKOUT_MAX;
+use super::{BLACKOUT_MAX, SLOW_BITS_PER_S};
 
 /// A guest boots, or a memory is sent, on an emulated processor that has to share the machine.
 const LIMIT: Duration = Duration::from_secs(180);
-
-/// What a slow link carries.
-const SLOW_BITS_PER_S: u64 = 100_000_000;
 
 /// Of an epoch, on the active host.
 const ACTIVE: [Step; 6] = [
