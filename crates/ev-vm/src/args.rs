@@ -134,7 +134,7 @@ fn machine(arguments: &mut Arguments, qemu: &Qemu, accelerator: &Accelerator, sp
     let machine = &spec.machine;
     let shared = if files.other_blocks == Some(OtherBlocks::Shared) { ",aux-ram-share=on" } else { "" };
     arguments.option("-machine", format!("{machine},memory-backend=ram,vmport=off,dump-guest-core=off{shared}{flash}"));
-    arguments.option("-accel", accelerator.name());
+    arguments.option("-accel", accelerator.option());
     arguments.option("-cpu", &spec.cpu_model);
     let vcpus = spec.vcpus;
     arguments.option("-smp", format!("{vcpus},maxcpus={vcpus},sockets=1,cores={vcpus},threads=1"));

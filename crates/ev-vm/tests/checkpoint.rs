@@ -5,7 +5,7 @@ mod support;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ev_vm::checkpoint::{AtStop, Capture, CaptureError, EpochBuffer, Processors, RestoreError, Standby, StateError};
 use ev_vm::ram::PartlyDone;
@@ -368,4 +368,35 @@ async fn a_guest_with_nothing_to_do_is_seen_to_rest_and_a_busy_one_is_not() {
         let of_idle = rested(&idle, machine, &qemu, "", "ready").await;
         assert!(of_busy < LOOKS / 10 && of_idle > LOOKS / 2, "{machine}: {of_busy} and {of_idle} of {LOOKS}");
     }
+}
+
+/// Linux rewrites its own code while all processors run it. An emulated one that goes on with what was there before hangs, or
+/// worse; checkpoints make that likelier, as they make writes to memory take longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn processors_run_the_code_that_another_one_has_just_changed() {
+    const CHANGES: u64 = 2_000;
+    for (qemu, machine) in machines() {
+        let folders = Folders::new();
+        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.code=on")).await.unwrap());
+        until_said(&folders, "code changed").await;
+        let mut capture = Capture::start(&guest, THREADS).unwrap();
+        let mut epoch = capture.buffer().unwrap();
+        let (mut changes, mut since) = (0, Instant::now());
+        while changes < CHANGES {
+            epoch = capture.checkpoint(epoch, None, nothing_else()).await.unwrap().epoch;
+            epoch.clear();
+            let now = code_changes(&said(&folders));
+            if now > changes {
+                (changes, since) = (now, Instant::now());
+            }
+            assert!(since.elapsed() < PATIENCE, "{machine}: the guest hangs after it changed its code {changes} times");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// How often the guest has changed its code.
+fn code_changes(said: &str) -> u64 {
+    let count = |line: &str| line.strip_prefix("EVENKEEL-GUEST code changed ")?.split(' ').next()?.parse().ok();
+    said.lines().rev().find_map(count).unwrap_or_default()
 }

@@ -16,6 +16,7 @@
 //!
 //! Anything else is answered with `error …`.
 
+mod code;
 mod disk;
 mod memory;
 mod record;
@@ -34,6 +35,7 @@ fn main() {
     println!("EVENKEEL-GUEST first instruction boot={boot_id}");
     let command_line = setup::command_line();
     let verified = memory::start(&command_line);
+    code::start(&command_line);
     setup::load_modules();
     setup::configure_network(&command_line);
     let service = Arc::new(service::Service::new(boot_id, disk::find(), verified));

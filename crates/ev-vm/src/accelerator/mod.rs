@@ -35,7 +35,7 @@ const SUCCESS: Exit = Exit::Code(85);
 pub enum Accelerator {
     /// On the processor.
     Kvm,
-    /// Emulated: 10 to 50 times slower.
+    /// Emulated: 10 to 50 times slower, and the guest's processors take turns on one of the host's.
     Tcg {
         /// Why KVM is not used.
         reason: WhyNotKvm,
@@ -96,12 +96,23 @@ impl Accelerator {
         }
     }
 
+    /// The value of QEMU's `-accel`.
+    pub(crate) fn option(&self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            // On threads of their own, emulated processors may go on with code that another one has changed since (ADR 9).
+            Self::Tcg { .. } => "tcg,thread=single",
+        }
+    }
+
     /// A sentence for people if guests are emulated.
     #[must_use]
     pub fn notice(&self) -> Option<String> {
         match self {
             Self::Kvm => None,
-            Self::Tcg { reason } => Some(format!("guests are emulated (TCG) and slow: {reason}")),
+            Self::Tcg { reason } => {
+                Some(format!("guests are emulated (TCG) and slow, their processors taking turns: {reason}"))
+            }
         }
     }
 }
