@@ -11,7 +11,7 @@ use ev_vm::checkpoint::{AtStop, Capture, CaptureError, EpochBuffer, Processors, 
 use ev_vm::ram::PartlyDone;
 use ev_vm::{EventKind, Guest, Qemu, QmpError, RunState};
 use support::tracked::{
-    Ending, Image, apply, copy_all, machines, nothing_else, round, said, tiny, tracked, until_said,
+    Ending, Image, apply, copy_all, machines, nothing_else, round, running_tiny, said, tiny, tracked, until_said,
 };
 use support::{DiskServer, Folders, PATIENCE, Serial, tcg, until};
 use tokio::time::timeout;
@@ -172,8 +172,7 @@ async fn a_guest_that_rests_is_not_looked_through_in_the_pause_and_no_page_is_mi
     for (parameters, rests) in [("ev.dirty=50/100", true), ("ev.dirty=2000/3", false)] {
         for (qemu, machine) in machines() {
             let folders = Folders::new();
-            let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, parameters)).await.unwrap());
-            until_said(&folders, "dirties").await;
+            let guest = running_tiny(&folders, &qemu, machine, parameters, "dirties").await;
             let mut capture = Capture::start(&guest, THREADS).unwrap();
             let memory = Arc::clone(capture.tracker().memory());
             let mut image = Image::of(&memory);
@@ -208,8 +207,7 @@ async fn what_can_not_be_copied_in_time_is_left_for_the_next_attempt_and_no_page
     const ATTEMPTS: u64 = 5;
     for (qemu, machine) in machines() {
         let folders = Folders::new();
-        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=16")).await.unwrap());
-        until_said(&folders, "memory 0 round").await;
+        let guest = running_tiny(&folders, &qemu, machine, "ev.memory=16", "memory 0 round").await;
         let qmp = guest.qmp().await.unwrap();
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         let image = Image::of(capture.tracker().memory());
@@ -248,8 +246,7 @@ async fn devices_that_can_not_be_saved_cost_the_checkpoint_and_nothing_else() {
     const ATTEMPTS: usize = 3;
     for (qemu, machine) in machines() {
         let folders = Folders::new();
-        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=16")).await.unwrap());
-        until_said(&folders, "memory 0 round").await;
+        let guest = running_tiny(&folders, &qemu, machine, "ev.memory=16", "memory 0 round").await;
         let qmp = guest.qmp().await.unwrap();
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         let mut image = Image::of(capture.tracker().memory());
@@ -349,8 +346,7 @@ async fn a_state_that_is_not_the_machines_is_refused() {
 async fn a_guest_with_nothing_to_do_is_seen_to_rest_and_a_busy_one_is_not() {
     const LOOKS: usize = 100;
     let rested = async |folders: &Folders, machine: &str, qemu: &Qemu, parameters: &str, sign: &str| {
-        let guest = Ending(Guest::start(qemu, &tcg(), &tiny(folders, machine, 128, parameters)).await.unwrap());
-        until_said(folders, sign).await;
+        let guest = running_tiny(folders, qemu, machine, parameters, sign).await;
         let mut processors = Processors::of(&guest).await.unwrap();
         let mut rested = 0;
         for _ in 0..LOOKS {
@@ -377,8 +373,7 @@ async fn processors_run_the_code_that_another_one_has_just_changed() {
     const CHANGES: u64 = 2_000;
     for (qemu, machine) in machines() {
         let folders = Folders::new();
-        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.code=on")).await.unwrap());
-        until_said(&folders, "code changed").await;
+        let guest = running_tiny(&folders, &qemu, machine, "ev.code=on", "code changed").await;
         let mut capture = Capture::start(&guest, THREADS).unwrap();
         let mut epoch = capture.buffer().unwrap();
         let (mut changes, mut since) = (0, Instant::now());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ev_vm::ram::{PAGE_BYTES, PageNumber, PartlyDone, RamTracker, Staging, TrackError, Writes, try_tracking};
 use ev_vm::{Accelerator, Guest, Qemu, Qmp, StartState};
 use serde_json::json;
-use support::tracked::{Ending, Image, library, machines, said, tiny, tracked, until_said};
+use support::tracked::{Ending, Image, library, machines, running_tiny, said, tiny, tracked, until_said};
 use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, USER, assemble, tcg, until};
 use tokio::time::{sleep, timeout};
 
@@ -188,8 +188,7 @@ async fn under_kvm(mut qemu: Qemu, machine: &str) {
 async fn a_guest_that_writes_has_page_faults_and_one_that_stands_still_has_none() {
     for (qemu, machine) in machines() {
         let folders = Folders::new();
-        let guest = Ending(Guest::start(&qemu, &tcg(), &tiny(&folders, machine, 128, "ev.memory=8")).await.unwrap());
-        until_said(&folders, "memory 1 round").await;
+        let guest = running_tiny(&folders, &qemu, machine, "ev.memory=8", "memory 1 round").await;
         let qmp = guest.qmp().await.unwrap();
         let tracker = RamTracker::open(guest.pid()).unwrap();
         let mut staging = Staging::new(&tracker.memory().layout(), THREADS).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! | kernel parameter | what happens |
 //! |---|---|
-//! | `ev.code` | one thread switches the scheduler's statistics on and off, for which the kernel rewrites instructions in its scheduler (`kernel.sched_schedstats`, a static key); for each processor, one thread sleeps and wakes |
+//! | `ev.code=on` | one thread switches the scheduler's statistics on and off, for which the kernel rewrites instructions in its scheduler (`kernel.sched_schedstats`, a static key); for each processor, one thread sleeps and wakes |
 //!
 //! It says how often it did so: `code changed N times`. If a processor goes on with instructions that are no longer there, it says
 //! nothing any more.

@@ -4,6 +4,7 @@ mod connection;
 mod direct;
 mod message;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -265,11 +266,11 @@ impl Qmp {
         Ok(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? })
     }
 
-    /// The host's threads that run the guest's processors.
+    /// The host's threads that run the guest's processors; emulated ones share one.
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub async fn processor_threads(&self) -> Result<Vec<u32>, QmpError> {
+    pub async fn processor_threads(&self) -> Result<BTreeSet<u32>, QmpError> {
         let answer = self.execute("query-cpus-fast", Value::Null).await?;
         let thread = |processor: &Value| processor.get("thread-id")?.as_u64().and_then(|id| u32::try_from(id).ok());
         let threads = answer.as_array().ok_or(QmpError::Protocol)?.iter().map(thread);

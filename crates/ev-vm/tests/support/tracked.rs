@@ -12,7 +12,7 @@ use ev_vm::ram::{
 use ev_vm::{BootSource, Guest, GuestSpec, Memory, Qemu};
 use tokio::time::sleep;
 
-use super::{Folders, PATIENCE, qemus};
+use super::{Folders, PATIENCE, qemus, tcg};
 
 fn target() -> PathBuf {
     // The test program lies in target/debug/deps.
@@ -55,6 +55,13 @@ pub fn tiny(folders: &Folders, machine: &str, memory_mib: u32, parameters: &str)
     let command_line = format!("console=ttyS0 quiet panic=-1 no_timer_check {parameters}");
     spec.boot = BootSource::Kernel { kernel, initrd: Some(files.join("initrd")), command_line };
     spec
+}
+
+/// The same with 128 MiB, running, after it has said `sign`.
+pub async fn running_tiny(folders: &Folders, qemu: &Qemu, machine: &str, parameters: &str, sign: &str) -> Ending {
+    let guest = Ending(Guest::start(qemu, &tcg(), &tiny(folders, machine, 128, parameters)).await.unwrap());
+    until_said(folders, sign).await;
+    guest
 }
 
 /// What the guest said on its serial port up to now.
