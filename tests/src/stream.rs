@@ -70,6 +70,7 @@ pub struct Stream {
 
 #[derive(Debug, Default)]
 struct Shared {
+    asked: AtomicU64,
     answered: AtomicU64,
     stop: AtomicBool,
     memory: Mutex<MemoryCount>,
@@ -116,6 +117,22 @@ impl Stream {
     /// Answers so far.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Acquire)
+    }
+
+    /// Waits until this client has asked anew, and has read what came before: called when nothing answers any more, its
+    /// silence has begun when this returns.
+    ///
+    /// # Panics
+    /// At once when something is wrong with the stream; or if it takes longer than `limit`.
+    #[track_caller]
+    pub fn wait_for_silence(&self, limit: Duration) {
+        let asked = || self.shared.asked.load(Ordering::Acquire);
+        // Before each question but the first of these, what has come was read.
+        let wanted = asked() + 3;
+        self.wait("questions", limit, || {
+            let now = asked();
+            if now >= wanted { Ok(()) } else { Err(format!("{} are missing", wanted - now)) }
+        });
     }
 
     /// The newest count that this client has seen.
@@ -294,7 +311,9 @@ impl<'a> Conversation<'a> {
         self.next_message += 1;
         // After a blackout not all that was left out is sent at once.
         self.next_at = sent.max(self.next_at) + MESSAGE_INTERVAL;
-        self.connection.write_all(lines.as_bytes()).map_err(lost)
+        self.connection.write_all(lines.as_bytes()).map_err(lost)?;
+        self.shared.asked.store(self.next_message, Ordering::Release);
+        Ok(())
     }
 
     /// Takes what comes until the next message is due.
