@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::packages;
 use crate::run::{heading, quiet, target};
 
 const SUITE: &str = "bookworm-backports";
+/// QEMU itself first.
 const PACKAGES: [&str; 5] = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "ipxe-qemu"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -29,7 +30,7 @@ fn folder() -> PathBuf {
     target().join("qemu-10.0")
 }
 
-/// Unpacks it if it is not there. A machine whose package source has no backports goes without, and is told so.
+/// Unpacks it if it is not there. A machine that has no Debian package source goes without, and is told so.
 pub fn ensure() -> Result<()> {
     if program().exists() {
         return Ok(());
@@ -44,9 +45,14 @@ pub fn ensure() -> Result<()> {
         fs::remove_dir_all(&fresh)?;
     }
     let options = private_apt(&fresh.join("apt"), &source)?;
-    quiet(Command::new("apt-get").args(&options).args(["update", "--quiet"]))?;
+    packages::update_lists(&options)?;
     let names = PACKAGES.map(|name| available(name, &options));
-    packages::unpack(&names, &options, &fresh.join("root"))?;
+    ensure!(
+        names[0].ends_with(SUITE),
+        "the package source {source} has no {} in {SUITE}: name one in /etc/apt that has",
+        PACKAGES[0]
+    );
+    packages::with_patience(|| packages::unpack(&names, &options, &fresh.join("root")))?;
     fs::remove_dir_all(fresh.join("apt"))?;
     if folder().exists() {
         fs::remove_dir_all(folder())?;

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::run::{cargo, heading, quiet, show};
-use crate::second_qemu;
+use crate::{packages, second_qemu};
 
 /// Packages that the product, its guests, its tests and its benchmarks use.
 const PACKAGES: [&str; 18] = [
@@ -65,7 +65,7 @@ fn installed(package: &str) -> bool {
 /// Installs packages without a question. When QEMU is among them, both of its packages are asked for at the version that
 /// `qemu-system-x86` would have: a newer `qemu-utils` from another suite is replaced.
 fn install(missing: &[&str]) -> Result<()> {
-    apt(&["update", "--quiet"]).context("bringing the package lists up to date")?;
+    packages::update_lists(&[])?;
     let mut wanted: Vec<String> =
         missing.iter().filter(|name| !QEMU_PACKAGES.contains(name)).map(|name| (*name).to_owned()).collect();
     if missing.iter().any(|name| QEMU_PACKAGES.contains(name)) {
@@ -74,11 +74,9 @@ fn install(missing: &[&str]) -> Result<()> {
     }
     let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--allow-downgrades"];
     arguments.extend(wanted.iter().map(String::as_str));
-    apt(&arguments)
-}
-
-fn apt(arguments: &[&str]) -> Result<()> {
-    quiet(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
+    let mut apt = Command::new("apt-get");
+    apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    packages::with_patience(|| quiet(&mut apt)).map(drop)
 }
 
 /// The version of a package that apt would install.

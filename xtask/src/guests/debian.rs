@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::packages;
 use crate::run::quiet;
 
 /// Address of the guest on the VM network of a lab.
@@ -59,9 +60,7 @@ const MASKED_UNITS: [&str; 12] = [
 
 /// Builds the image at `image`, working below `work`, which it empties first. Takes about two minutes.
 pub fn build(image: &Path, work: &Path) -> Result<()> {
-    if work.exists() {
-        fs::remove_dir_all(work).with_context(|| format!("emptying {}", work.display()))?;
-    }
+    remove(work)?;
     fs::create_dir_all(work)?;
     let root = work.join("rootfs");
     bootstrap(&root)?;
@@ -72,8 +71,7 @@ pub fn build(image: &Path, work: &Path) -> Result<()> {
     let partial = image.with_extension("partial");
     quiet(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&partial))?;
     fs::rename(&partial, image)?;
-    fs::remove_dir_all(work)?;
-    Ok(())
+    remove(work)
 }
 
 /// The Debian package sources that this machine itself uses.
@@ -86,14 +84,18 @@ fn package_sources() -> Result<PathBuf> {
 }
 
 fn bootstrap(root: &Path) -> Result<()> {
-    quiet(
-        Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}")])
-            .args(["man", "locale", "doc"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
-            .arg("bookworm")
-            .arg(root)
-            .arg(package_sources()?),
-    )?;
+    let sources = package_sources()?;
+    packages::with_patience(|| {
+        remove(root)?;
+        quiet(
+            Command::new("mmdebstrap")
+                .args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}")])
+                .args(["man", "locale", "doc"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
+                .arg("bookworm")
+                .arg(root)
+                .arg(&sources),
+        )
+    })?;
     Ok(())
 }
 
@@ -169,6 +171,18 @@ fn fill(root: &Path, mount_point: &Path) -> Result<()> {
     installed.map(drop)
 }
 
+/// Removes a folder, and no file of what a build that was ended had mounted in it: the machine's own `/dev`, for one.
+fn remove(folder: &Path) -> Result<()> {
+    let Ok(folder) = folder.canonicalize() else { return Ok(()) };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| point.replace("\\040", " "));
+    // A mount stands after the one that it lies in.
+    for point in points.filter(|point| Path::new(point).starts_with(&folder)).collect::<Vec<_>>().iter().rev() {
+        quiet(Command::new("umount").arg(point))?;
+    }
+    fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
+}
+
 /// `/proc` and `/dev` inside a folder that programs are run in.
 struct Mounts {
     points: Vec<PathBuf>,
@@ -215,4 +229,23 @@ pub fn check_tools() -> Result<()> {
         ensure!(found, "{tool} is missing: run `cargo xtask setup`");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_in_a_folder_outlives_it() {
+        let outside = tempfile::tempdir().expect("a folder");
+        fs::write(outside.path().join("kept"), "").expect("a file");
+        let folder = tempfile::tempdir().expect("a folder");
+        let work = folder.path().join("a work");
+        let point = work.join("rootfs/dev");
+        fs::create_dir_all(&point).expect("a folder");
+        quiet(Command::new("mount").arg("--bind").arg(outside.path()).arg(&point)).expect("mounts");
+        remove(&work).expect("is removed");
+        assert!(outside.path().join("kept").exists() && !work.exists());
+        remove(&work).expect("nothing is there");
+    }
 }

@@ -40,7 +40,7 @@ pub fn ensure() -> Result<Kernel> {
     }
     heading("unpacking Debian's kernel for guests");
     let fresh = tempfile::tempdir_in(folder())?;
-    packages::unpack(&[newest()?], &[], fresh.path())?;
+    unpack_newest(fresh.path())?;
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
@@ -54,15 +54,19 @@ fn release_in(root: &Path) -> Option<String> {
     names.flatten().find_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
 }
 
-fn newest() -> Result<String> {
-    let depends = || quiet(Command::new("apt-cache").args(["depends", META_PACKAGE]).env("LC_ALL", "C"));
-    let find = |text: &str| {
-        let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?;
-        package.starts_with("linux-image-").then(|| package.to_owned())
-    };
-    if let Some(package) = depends().ok().and_then(|text| find(&text)) {
-        return Ok(package);
+/// What apt's lists name may have been replaced since: then they are brought up to date first.
+fn unpack_newest(into: &Path) -> Result<()> {
+    if newest().and_then(|name| packages::unpack(&[name], &[], into)).is_ok() {
+        return Ok(());
     }
-    packages::update_lists()?;
-    find(&depends()?).with_context(|| format!("no package source offers {META_PACKAGE}: check /etc/apt/sources.list.d"))
+    packages::update_lists(&[])?;
+    let name = newest()?;
+    packages::with_patience(|| packages::unpack(std::slice::from_ref(&name), &[], into))
+}
+
+fn newest() -> Result<String> {
+    let text = quiet(Command::new("apt-cache").args(["depends", META_PACKAGE]).env("LC_ALL", "C"))?;
+    let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    let kernel = package.filter(|name| name.starts_with("linux-image-")).map(str::to_owned);
+    kernel.with_context(|| format!("no package source offers {META_PACKAGE}: check /etc/apt/sources.list.d"))
 }
