@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ev_api::pool::{JoinToken, PoolView};
-use ev_api::vm::{Health, PowerState, VmView};
+use ev_api::vm::{DiskView, Health, PowerState, VmView};
 use ev_lab::Lab;
 use serde::de::DeserializeOwned;
 
@@ -12,6 +12,11 @@ use crate::wait::eventually;
 
 /// How long the daemons may take to answer after the machines were switched on.
 const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Replicas are read as a whole.
+const COMPARE_LIMIT: Duration = Duration::from_secs(180);
+/// Refusals that are over, and have changed nothing, when the other host is heard again.
+const MISSED: [&str; 3] = ["is down or cut off", "is not online", "no second host online"];
 
 /// `ev` on the hosts of a lab.
 #[derive(Debug, Clone, Copy)]
@@ -101,13 +106,18 @@ impl<'a> Pool<'a> {
         Err(failure(output.status.code(), text(&output.stderr)))
     }
 
-    /// The same, of a command that must succeed.
+    /// The same, of a command that must succeed: at once, unless a host that lives stood still for a moment, and counts as down.
     ///
     /// # Panics
     /// With `ev`'s message.
     #[track_caller]
     pub fn ok<S: AsRef<str>>(&self, host: &str, arguments: &[S]) -> String {
-        self.ev(host, arguments).unwrap_or_else(|failure| panic!("on {host}: {failure}"))
+        let missed = |failure: &EvFailure| MISSED.iter().any(|reason| failure.message.contains(reason));
+        eventually("every host to be heard", START_LIMIT, || match self.ev(host, arguments) {
+            Err(failure) if missed(&failure) => Err(failure),
+            Err(failure) => panic!("on {host}: {failure}"),
+            Ok(text) => Ok(text),
+        })
     }
 
     /// The same with `--output json`, read as `T`.
@@ -127,6 +137,22 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn json<T: DeserializeOwned>(&self, host: &str, arguments: &[&str]) -> T {
         self.try_json(host, arguments).unwrap_or_else(|failure| panic!("on {host}: {failure}"))
+    }
+
+    /// Compares the replicas of a VM's disks to the end: again, when the hosts lost each other in the middle. What `ev` said of it.
+    ///
+    /// # Panics
+    /// If no comparison comes to its end in time.
+    #[track_caller]
+    pub fn compare(&self, host: &str, vm: &str, more: &[&str]) -> Result<String, EvFailure> {
+        eventually("a whole comparison", COMPARE_LIMIT, || {
+            self.wait_in_sync(host, vm, COMPARE_LIMIT);
+            let said = self.ev(host, &[&["disk-verify", vm, "--wait"], more].concat());
+            let disks: Vec<DiskView> =
+                self.try_json(host, &["disk-show", vm]).map_err(|failure| failure.to_string())?;
+            let whole = |disk: &DiskView| disk.comparison.as_ref().is_some_and(|comparison| comparison.complete);
+            if disks.iter().all(whole) { Ok(said) } else { Err(format!("{said:?} {disks:?}")) }
+        })
     }
 
     /// One VM, as `host` sees it.

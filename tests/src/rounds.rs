@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ev_api::vm::{CopyView, DiskView, VmView};
 
-use crate::client::in_client;
+use crate::client::{ClientError, in_client};
 use crate::guests::TinyImage;
 use crate::lab::TestLab;
 use crate::load::{Load, LoadReport, Service};
@@ -107,7 +107,7 @@ impl<'a> Protected<'a> {
     /// If the guest does not answer that it did.
     #[track_caller]
     pub fn fill(&self, first: u64, count: u64, seed: u64) {
-        in_client(self.lab, || TinyGuest::connect(TinyImage::ADDRESS)?.fill(first, count, seed)).expect("it fills");
+        self.ask(|guest| guest.fill(first, count, seed)).expect("it fills");
     }
 
     /// Looks whether they are still there.
@@ -116,7 +116,18 @@ impl<'a> Protected<'a> {
     /// If not.
     #[track_caller]
     pub fn check(&self, first: u64, count: u64, seed: u64) {
-        in_client(self.lab, || TinyGuest::connect(TinyImage::ADDRESS)?.check(first, count, seed)).expect("it is there");
+        self.ask(|guest| guest.check(first, count, seed)).expect("it is there");
+    }
+
+    /// Over a connection of its own, as soon as there is one.
+    fn ask<T: Send>(
+        &self,
+        question: impl FnOnce(&mut TinyGuest) -> Result<T, ClientError> + Send,
+    ) -> Result<T, ClientError> {
+        in_client(self.lab, || {
+            let connect = || TinyGuest::connect(TinyImage::ADDRESS);
+            question(&mut eventually("the guest to be reached", SERVICE_LIMIT, connect))
+        })
     }
 
     /// Stops the client and looks for everything that was acknowledged to it.
@@ -182,6 +193,8 @@ impl<'a> Protected<'a> {
         let dead = self.in_sync(asked).active.expect("a running guest has an active host");
         let active = self.other_than(&dead);
         load.wait_for_more(WRITES_EACH_SIDE, SERVICE_LIMIT);
+        // Still.
+        self.in_sync(asked);
         self.lab.kill(&dead).expect("the host dies");
         let death = Instant::now();
         load.wait_for_more(1, SERVICE_LIMIT);

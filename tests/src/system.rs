@@ -37,6 +37,9 @@ pub struct SystemView {
     pub level: u8,
     pub active: Option<String>,
     pub standby: Option<String>,
+    /// Who can go on from the guest's memory, by the authority record.
+    #[serde(default)]
+    pub memory: Option<String>,
     /// Of the authority record.
     pub generation: u64,
     #[serde(default)]
@@ -47,6 +50,7 @@ pub struct SystemView {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Level3View {
     pub state: serde_json::Value,
+    pub pause_median_us: u64,
     pub pause_p99_us: u64,
     pub stood_still_permille: u64,
     pub epoch_us: u64,
@@ -55,10 +59,12 @@ pub struct Level3View {
 }
 
 impl SystemView {
-    /// The standby can go on at any moment.
+    /// The standby can go on at any moment: by the active host's newest report, and by the record, which knows it earlier when
+    /// that is over.
     pub fn is_protected(&self) -> bool {
         let state = self.level3.as_ref().map(|level3| &level3.state);
-        self.power == PowerState::Running && state.is_some_and(|state| state == "protected")
+        let protected = state.is_some_and(|state| state == "protected");
+        self.power == PowerState::Running && protected && self.memory.is_some()
     }
 
     /// The guest runs alone, and that is said.
@@ -187,7 +193,7 @@ impl<'a> System<'a> {
         })
     }
 
-    /// The same as [`Self::protected`] by a later record than `before` was made of: of a standby that was lost meanwhile, the newest report may not know yet.
+    /// The same as [`Self::protected`] by a later record than `before` was made of: that a standby was lost meanwhile may not be known yet.
     ///
     /// # Panics
     /// If that does not come about in time.
@@ -228,7 +234,7 @@ impl<'a> System<'a> {
         let from = self.protected(asked).active_host();
         let to = self.other_than(&from);
         self.goes_on(stream);
-        // Still, by a later report.
+        // Still.
         self.protected(asked);
         stream.take_longest_gap();
         event(&from);

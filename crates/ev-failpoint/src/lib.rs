@@ -120,9 +120,14 @@ impl Failpoint {
         fs::write(&self.armed, "")
     }
 
-    /// The process that has stopped there.
+    /// The process that has stopped there, and stands still.
     #[must_use]
     pub fn reached(&self) -> Option<Pid> {
+        self.taken_by().filter(|pid| is_stopped(*pid))
+    }
+
+    /// The process that stops there, or has done so.
+    fn taken_by(&self) -> Option<Pid> {
         Pid::from_raw(fs::read_to_string(&self.reached).ok()?.parse().ok()?)
     }
 
@@ -132,13 +137,19 @@ impl Failpoint {
     /// The process can't be told; one that is gone by now is none.
     pub fn disarm(&self) -> io::Result<()> {
         let _ = fs::remove_file(&self.armed);
-        let Some(pid) = self.reached() else { return Ok(()) };
+        let Some(pid) = self.taken_by() else { return Ok(()) };
         fs::remove_file(&self.reached)?;
         match kill_process(pid, Signal::CONT) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Told to go on before that, a process would stop afterwards.
+fn is_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 #[cfg(test)]
@@ -182,10 +193,6 @@ mod tests {
         until("the step", || failpoint.reached().is_some());
         let pid = failpoint.reached().unwrap();
         assert_eq!(pid.as_raw_nonzero().get(), i32::try_from(child.id()).unwrap());
-        until("the stop", || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat", pid = child.id())).unwrap();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        });
         assert!(run().wait().unwrap().success(), "the one that was armed is taken");
         assert_eq!(child.try_wait().unwrap(), None, "it stands still");
         failpoint.disarm().unwrap();

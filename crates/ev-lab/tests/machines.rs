@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Child;
+use std::time::{Duration, Instant};
 
 use ev_lab::{Direction, DiskKind, Lab, LabError, LabName, LabOptions, Network, PowerState, RepairKind};
+
+/// Of what takes a moment.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A lab that is removed at the end of its test, whatever the test's outcome.
 struct TestLab {
@@ -50,6 +55,18 @@ impl Drop for TestLab {
     }
 }
 
+/// Runs a program on a machine; returns once it is that program, and no longer the lab's shell that puts it there.
+fn run(lab: &Lab, host: &str, program: &str, arguments: &[&str]) -> Child {
+    let child = lab.command(host, program).expect("on").args(arguments).spawn().expect("it is installed");
+    let there = || lab.processes(host).expect("known").iter().any(|process| process.program == program);
+    let deadline = Instant::now() + LIMIT;
+    while !there() {
+        assert!(Instant::now() < deadline, "{program} did not start on {host}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
 fn options(test: &str, dir: PathBuf) -> LabOptions {
     let name = LabName::new(&format!("t-{test}-{}", std::process::id())).expect("a short name");
     LabOptions { dir, storage_bytes: 1 << 30, ..LabOptions::new(name) }
@@ -63,9 +80,9 @@ fn a_killed_host_keeps_what_was_flushed_and_loses_the_rest() {
     fs::File::open(vms.join("flushed")).and_then(|file| file.sync_all()).expect("flushes");
     fs::File::open(&vms).and_then(|dir| dir.sync_all()).expect("flushes the folder");
     fs::write(vms.join("unflushed"), "lost").expect("writes");
-    let sleeper = lab.command("h1", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
+    let sleeper = run(&lab, "h1", "sleep", &["1000"]);
     // A process of another host sees the disks of this one, too, and must not keep them from going.
-    let mut bystander = lab.command("h2", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
+    let mut bystander = run(&lab, "h2", "sleep", &["1000"]);
 
     lab.kill("h1").expect("the power goes");
     assert_eq!(lab.power("h1").expect("known"), PowerState::Off);
@@ -76,7 +93,7 @@ fn a_killed_host_keeps_what_was_flushed_and_loses_the_rest() {
     lab.start("h1").expect("the power is back");
     assert_eq!(fs::read_to_string(vms.join("flushed")).expect("still there"), "kept");
     assert!(!vms.join("unflushed").exists());
-    assert!(lab.reaches("h2", "10.10.0.11"));
+    assert!(lab.reaches_soon("h2", "10.10.0.11"));
 
     assert!(bystander.try_wait().expect("ours").is_none(), "the other host went on");
     bystander.kill().and_then(|()| bystander.wait()).expect("ours");
@@ -121,8 +138,8 @@ fn cuts_lose_what_they_should_and_nothing_else() {
     let lab = TestLab::up("cut");
     lab.cut("h1", "h2", Some(Network::Management), Direction::BothWays).expect("cuts");
     assert!(!lab.reaches("h1", "10.10.0.12"));
-    assert!(lab.reaches("h1", "10.10.1.12"));
-    assert!(lab.reaches("h1", "10.10.0.101"), "the quorum server is still reached");
+    assert!(lab.reaches_soon("h1", "10.10.1.12"));
+    assert!(lab.reaches_soon("h1", "10.10.0.101"), "the quorum server is still reached");
     lab.cut("h1", "h2", None, Direction::FirstToSecond).expect("cuts");
     assert!(!lab.reaches("h1", "10.10.2.12"));
     assert_eq!(lab.cuts().expect("listed").len(), 6);
@@ -140,7 +157,7 @@ fn cuts_lose_what_they_should_and_nothing_else() {
 #[test]
 fn a_frozen_host_does_nothing_until_it_is_thawed() {
     let lab = TestLab::up("freeze");
-    let mut child = lab.command("h1", "busybox").expect("on").args(["nc", "-l", "-p", "7"]).spawn().expect("it starts");
+    let mut child = run(&lab, "h1", "busybox", &["nc", "-l", "-p", "7"]);
     lab.freeze("h1").expect("freezes");
     assert_eq!(lab.power("h1").expect("known"), PowerState::Frozen);
     lab.kill("h1").expect("a frozen host can be killed");
@@ -168,7 +185,7 @@ fn what_a_crash_left_behind_is_removed_by_down() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("lab");
     let lab = Lab::up(options("crash", path.clone())).expect("comes up");
-    let sleeper = lab.command("h1", "sleep").expect("on").arg("1000").spawn().expect("sleep is installed");
+    let sleeper = run(&lab, "h1", "sleep", &["1000"]);
     let namespace = lab.plan().switch_namespace();
     lab.fail_disk("h2", DiskKind::Storage).expect("fails");
     drop(lab);

@@ -72,15 +72,16 @@ fn a_replica_that_rots_is_found_and_repaired_on_demand_and_in_the_background() {
         file.write_all_at(&[0x5a; 4096], at_mib << 20).expect("it is written");
     };
     let pool = protected.pool;
-    let alike = pool.ok(&active, &["disk-verify", "tiny", "--wait"]);
+    let compare = |more: &[&str]| pool.compare(&active, "tiny", more);
+    let alike = compare(&[]).expect("they are alike");
     assert!(alike.contains("alike"), "{alike}");
 
     rot(200);
-    let failure = pool.ev(&active, &["disk-verify", "tiny", "--wait"]).expect_err("they differ");
+    let failure = compare(&[]).expect_err("they differ");
     assert!(failure.message.contains("not known to be alike"), "{failure}");
-    let repaired = pool.ok(&active, &["disk-verify", "tiny", "--repair", "--wait"]);
+    let repaired = compare(&["--repair"]).expect("they are made alike");
     assert!(repaired.contains("repaired"), "{repaired}");
-    let alike = pool.ok(&active, &["disk-verify", "tiny", "--wait"]);
+    let alike = compare(&[]).expect("they are alike");
     assert!(alike.contains("alike"), "{alike}");
 
     rot(210);
@@ -94,6 +95,7 @@ fn a_replica_that_rots_is_found_and_repaired_on_demand_and_in_the_background() {
     let shown = pool.ok(&active, &["disk-show", "tiny"]);
     println!("{shown}");
     load.wait_for_more(10, LIMIT);
+    protected.in_sync(&active);
     lab.kill(&active).expect("dies");
     load.wait_for_more(10, LIMIT);
     protected.assert_nothing_lost(load);

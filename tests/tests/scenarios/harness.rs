@@ -66,13 +66,17 @@ fn the_tiny_client_counts_what_is_kept_and_sees_what_is_lost() {
     let report = load.stop();
     assert!(report.longest_gap > Duration::from_secs(1), "a reboot takes time: {report:?}");
     assert!(report.reconnects >= 1);
-    let missing = |acknowledged| in_client(&lab, || TinyGuest::connect(TINY_ADDRESS)?.missing(acknowledged));
-    assert_eq!(missing(report.acknowledged).expect("it answers"), Vec::<u64>::new());
+    let missing = |acknowledged| {
+        in_client(&lab, || {
+            eventually("the guest to answer", BOOT_LIMIT, || TinyGuest::connect(TINY_ADDRESS)?.missing(acknowledged))
+        })
+    };
+    assert_eq!(missing(report.acknowledged), Vec::<u64>::new());
     end(guest);
 
     empty();
     let guest = qemu(&lab, &disk, "raw", &boot);
-    let lost = eventually("the guest on the empty disk", BOOT_LIMIT, || missing(report.acknowledged));
+    let lost = missing(report.acknowledged);
     assert_eq!(lost.len(), usize::try_from(report.acknowledged).expect("few"));
     end(guest);
 }
@@ -117,7 +121,8 @@ fn the_stream_client_bears_a_blackout_and_sees_bad_memory_and_another_guest() {
     let memory = folder.path().join("ram");
     let guest = verifying_guest(&lab, &memory);
     let stream = Stream::start(&lab, TINY_ADDRESS);
-    stream.wait_for_more(200, BOOT_LIMIT);
+    // More than will wait for the end of the blackout: the median is to be one of these.
+    stream.wait_for_more(600, BOOT_LIMIT);
     stream.wait_for_rounds(3, BOOT_LIMIT);
     assert_eq!((stream.memory().threads, stream.memory().bad_pages), (2, 0));
 
@@ -167,15 +172,18 @@ fn the_database_client_counts_rows_across_the_death_of_its_server() {
     load.wait_for_more(100, BOOT_LIMIT);
     let report = load.stop();
     println!("{report:?}");
-    let missing = in_client(&lab, || Postgres::connect().and_then(|mut client| client.missing(report.acknowledged)));
-    assert_eq!(missing.expect("it answers"), Vec::<u64>::new());
+    let ask = |delete: Option<i64>| {
+        in_client(&lab, || {
+            eventually("the database to answer", BOOT_LIMIT, || {
+                let mut client = Postgres::connect()?;
+                delete.map_or(Ok(()), |number| client.delete(number))?;
+                client.missing(report.acknowledged)
+            })
+        })
+    };
+    assert_eq!(ask(None), Vec::<u64>::new());
     let check = Postgres::check_integrity(&lab);
     assert!(check.is_ok(), "{check:?}");
-    let one_lost = in_client(&lab, || {
-        let mut client = Postgres::connect()?;
-        client.delete(7)?;
-        client.missing(report.acknowledged)
-    });
-    assert_eq!(one_lost.expect("it answers"), [7], "a lost row is seen");
+    assert_eq!(ask(Some(7)), [7], "a lost row is seen");
     end(guest);
 }

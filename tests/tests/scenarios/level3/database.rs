@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ev_tests::{DebianGuest, Load, Pool, Postgres, Service, System, TestLab, in_client};
+use ev_tests::{DebianGuest, Load, Pool, Postgres, Service, System, TestLab, eventually, in_client};
 
 /// Debian boots, or its memory is sent, on an emulated processor that has to share the machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -24,6 +24,8 @@ fn a_database_client_with_one_connection_sees_nothing_of_dying_hosts() {
         let active = system.protected(&asked).active_host();
         let other = system.other_than(&active);
         load.wait_for_more(50, LIMIT);
+        // Still.
+        system.protected(&asked);
         lab.kill(&active).expect("dies");
         load.wait_for_more(50, LIMIT);
         lab.start(&active).expect("starts");
@@ -33,8 +35,10 @@ fn a_database_client_with_one_connection_sees_nothing_of_dying_hosts() {
     let report = load.stop();
     println!("{report:?}");
     assert_eq!(report.reconnects, 0, "{report:?}");
-    let missing = in_client(&lab, || Postgres::connect().and_then(|mut client| client.missing(report.acknowledged)));
-    assert_eq!(missing.expect("the database answers"), Vec::<u64>::new());
+    let missing = in_client(&lab, || {
+        eventually("the database to answer", LIMIT, || Postgres::connect()?.missing(report.acknowledged))
+    });
+    assert_eq!(missing, Vec::<u64>::new());
     if let Err(complaint) = Postgres::check_integrity(&lab) {
         panic!("pg_amcheck: {complaint}");
     }

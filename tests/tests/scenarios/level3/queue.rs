@@ -40,7 +40,9 @@ fn memories_are_sent_one_after_the_other_and_who_waits_is_queued() {
         }
         assert!(start.elapsed() < LIMIT, "{states:?}");
         let shown = pool.ok("h1", &["pvm-show", "c"]);
-        assert!(!shown.contains("simplex: the next attempt"), "{shown}");
+        // Of one that was begun, and lost its link, that may be said.
+        let waits = shown.contains("the next attempt comes soon") && shown.contains("none was begun yet");
+        assert!(!waits, "{shown}");
     }
     assert!(queued.contains(&1) && queued.contains(&2), "positions seen: {queued:?}");
 }

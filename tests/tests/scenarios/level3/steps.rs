@@ -180,6 +180,8 @@ fn the_host_that_takes_over_dies_at_each_step_of_it() {
         let active = system.protected(&asked).active_host();
         let other = system.other_than(&active);
         load.wait_for_more(50, LIMIT);
+        // Still.
+        system.protected(&asked);
         let failpoint = lab.stop_at(&other, step);
         lab.kill(&active).expect("the host dies");
         until_reached(&failpoint);
