@@ -28,6 +28,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member that was handed a command works at it.
 const HANDED_ON_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before another round; one that fails at once, of a member that ends, is not to be asked for without end.
+const ROUND_PAUSE: Duration = Duration::from_millis(10);
 /// Most callers confirmed in one round.
 const ROUND_MAX: usize = 256;
 
@@ -252,20 +254,30 @@ impl PoolNode {
     }
 
     /// Make certain that this member is pool master now and has applied all that was committed before the call.
-    /// Callers at the same time share one round of messages.
+    /// Callers at the same time share one round of messages. A round ends without an answer after a heartbeat's time: then there
+    /// is another one, up to `timeout`.
     ///
     /// # Errors
     /// See [`ConfirmError`].
     pub async fn ensure_linearizable(&self, timeout: Duration) -> Result<(), ConfirmError> {
+        let rounds = async {
+            loop {
+                match self.confirm_once().await {
+                    Err(ConfirmError::NoMajority) => tokio::time::sleep(ROUND_PAUSE).await,
+                    known => return known,
+                }
+            }
+        };
+        tokio::time::timeout(timeout, rounds).await.unwrap_or(Err(ConfirmError::NoMajority))
+    }
+
+    async fn confirm_once(&self) -> Result<(), ConfirmError> {
         if !self.is_leader() {
             return Err(ConfirmError::NotMaster { master: self.leader().map(|leader| leader.member) });
         }
         let (done, confirmed) = oneshot::channel();
-        let confirmed = async {
-            self.shared.confirmations.send(done).await.map_err(|_| ConfirmError::NoMajority)?;
-            confirmed.await.unwrap_or(Err(ConfirmError::NoMajority))
-        };
-        tokio::time::timeout(timeout, confirmed).await.unwrap_or(Err(ConfirmError::NoMajority))
+        self.shared.confirmations.send(done).await.map_err(|_| ConfirmError::NoMajority)?;
+        confirmed.await.unwrap_or(Err(ConfirmError::NoMajority))
     }
 
     /// Found the group with this member alone, reached at `addresses`.

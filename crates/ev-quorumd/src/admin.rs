@@ -20,6 +20,9 @@ use crate::pools::{Pools, ServedState};
 /// How long either side waits for the other.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// After a failure on the local socket: what there is too little of may be there again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
 /// What `status` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -107,8 +110,8 @@ impl PoolStatus {
     }
 }
 
-/// Serve the socket for ever.
-pub async fn serve(path: &Path, pools: Arc<Pools>) -> anyhow::Result<()> {
+/// The socket, for [`serve`]; one that an earlier daemon left is replaced.
+pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing the old socket {} failed", path.display()));
@@ -116,12 +119,25 @@ pub async fn serve(path: &Path, pools: Arc<Pools>) -> anyhow::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(path).with_context(|| format!("listening on {} failed", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("making {} private failed", path.display()))?;
+    Ok(listener)
+}
+
+/// Answers on the socket for ever. What fails there costs a status, and nobody's vote.
+pub async fn serve(listener: UnixListener, pools: Arc<Pools>) {
     loop {
-        let (mut stream, _) = listener.accept().await.context("accepting on the local socket failed")?;
-        let text = serde_json::to_vec(&Status::of(&pools))?;
-        // Whoever does not read it, or is gone, has no status.
-        let _ = tokio::time::timeout(TIMEOUT, stream.write_all(&text)).await;
+        let mut stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting on the local socket failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let text = serde_json::to_vec(&Status::of(&pools)).expect("a status is text, numbers and nothing else");
+        // Whoever does not read it, or is gone, has no status, and keeps nobody else from having one.
+        tokio::spawn(async move { tokio::time::timeout(TIMEOUT, stream.write_all(&text)).await });
     }
 }
 

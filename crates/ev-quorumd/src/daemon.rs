@@ -45,12 +45,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         enlist: Arc::new(enlist),
     };
     let server = PeerServer::start_with_doors(listener, Arc::new(doors))?;
+    // Whoever reads below that it serves may ask for its status.
+    let socket = admin::listen(&config.socket())?;
     let name = config.name.as_deref().unwrap_or("quorum server");
     tracing::info!(name, %listen, pools = pools.served().len(), "serving");
     let mut terminate = signal(SignalKind::terminate())?;
-    let socket = config.socket();
     tokio::select! {
-        ended = admin::serve(&socket, Arc::clone(&pools)) => ended?,
+        () = admin::serve(socket, Arc::clone(&pools)) => {}
         _ = terminate.recv() => tracing::info!("asked to end"),
         _ = tokio::signal::ctrl_c() => tracing::info!("interrupted"),
     }

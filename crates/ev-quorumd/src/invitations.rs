@@ -73,15 +73,27 @@ fn expires(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.parse().ok()
 }
 
+/// One that can't be read may be half written by another `invite`, and is left alone while it is young.
 fn drop_expired(folder: &Path) -> anyhow::Result<()> {
     let now = unix_s(SystemTime::now());
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        if expires(&path).is_none_or(|expires| expires <= now) {
-            std::fs::remove_file(&path).with_context(|| format!("removing {} failed", path.display()))?;
+        if expires(&path).or_else(|| written(&path)).is_none_or(|expires| expires > now) {
+            continue;
+        }
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            // Used at this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("removing {} failed", path.display())),
         }
     }
     Ok(())
+}
+
+/// When a file is as old as an invitation may become; `None`: it is gone.
+fn written(path: &Path) -> Option<u64> {
+    Some(unix_s(std::fs::metadata(path).ok()?.modified().ok()? + VALID))
 }
 
 /// Use a secret up. Whether it was good.
@@ -90,4 +102,29 @@ pub fn redeem(state_dir: &Path, secret: &str) -> bool {
     let good = expires(&path).is_some_and(|expires| unix_s(SystemTime::now()) < expires);
     // Of two that come with the same secret only one removes the file.
     std::fs::remove_file(&path).is_ok() && good
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_date_is_dropped_and_what_is_being_written_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = unix_s(SystemTime::now());
+        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        put("good", &(now + 60).to_string());
+        put("expired", &(now - 60).to_string());
+        put("half.new", "");
+        put("left.new", "");
+        let long_ago = SystemTime::now() - VALID - Duration::from_secs(60);
+        File::options().write(true).open(folder.path().join("left.new")).unwrap().set_modified(long_ago).unwrap();
+        drop_expired(folder.path()).unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["good", "half.new"]);
+    }
 }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use ev_core::ids::{MemberId, NetworkId, PoolId};
@@ -28,10 +29,17 @@ struct Daemon {
     process: Option<Child>,
 }
 
+/// Addresses that no other test uses, and no other daemon of this one: from this process's number.
+fn address() -> SocketAddr {
+    static MADE: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    SocketAddr::new(Ipv4Addr::new(127, 96 + number, high, low).into(), 7412)
+}
+
 impl Daemon {
     fn new() -> Self {
-        let folder = TempDir::new().unwrap();
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (folder, address) = (TempDir::new().unwrap(), address());
         let text = format!(
             "address = '{}'\nport = {}\nstate_dir = '{}'\n",
             address.ip(),

@@ -15,7 +15,7 @@ use ev_wire::transport::{BoxFuture, PeerHandler};
 use crate::member::Member;
 
 /// How long a read index may take; then the asker is told that there is no master.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long an AM's proposal may take.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(3);
 

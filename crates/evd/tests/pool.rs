@@ -6,7 +6,7 @@ use ev_api::ErrorCode;
 use ev_api::host::HostView;
 use ev_api::pool::{PoolCreate, PoolView, TokenCreate, TokenCreated, TokenView};
 use ev_api::vm::Done;
-use harness::{Host, eventually, is_code, refusal};
+use harness::{Host, eventually, is_code, refusal, while_heard};
 
 #[tokio::test]
 async fn two_hosts_make_a_pool_and_each_finds_the_master() {
@@ -149,7 +149,7 @@ async fn a_removed_host_forgets_the_pool_and_can_join_again() {
     .await;
     is_code(&refusal(a.local().delete::<Done>("/v1/hosts/nobody").await), ErrorCode::NotFound, "ev host-list");
     is_code(&refusal(a.local().delete::<Done>("/v1/hosts/host1").await), ErrorCode::Refused, "master");
-    a.local().delete::<Done>("/v1/hosts/host2").await.unwrap();
+    while_heard(async || a.local().delete::<Done>("/v1/hosts/host2").await).await.unwrap();
     eventually("the removed host has forgotten the pool", async || {
         let answer = b.local().get::<PoolView>("/v1/pool").await;
         (answer.is_err() && !b.state().join("pool").exists()).then_some(())

@@ -138,7 +138,7 @@ impl TestPool {
         loop {
             let (_, master) = self.master().await;
             match master.reconcile_membership().await {
-                Ok(Reconciled::Settled) => return,
+                Ok(Reconciled::Settled) => return self.all_know_the_group_of(&master).await,
                 Ok(Reconciled::Changed(_)) => {}
                 other => {
                     assert!(Instant::now() < deadline, "not settled: {other:?}");
@@ -146,6 +146,16 @@ impl TestPool {
                 }
             }
         }
+    }
+
+    /// A change is settled when a majority has it: the others come to know of it later.
+    async fn all_know_the_group_of(&self, master: &PoolNode) {
+        let group = |node: &PoolNode| -> Vec<_> {
+            node.status().members.iter().map(|member| (member.at.member, member.role)).collect()
+        };
+        let members: Vec<u64> = group(master).iter().map(|(member, _)| member.0).collect();
+        let knows = |(id, node): (u64, &PoolNode)| !members.contains(&id) || group(node) == group(master);
+        wait_until("all to know the group", || self.running().all(knows)).await;
     }
 
     pub fn dir(&self, member: u64) -> PathBuf {
