@@ -39,6 +39,8 @@ pub struct ElectionTimes {
 pub const DETECTION_MIN: Duration = Duration::from_millis(400);
 /// See [`ElectionTimes::spread`].
 const SPREAD: Duration = Duration::from_millis(100);
+/// How long one without a vote hears no leader before it asks the voters: nobody waits for it.
+const LEARNERS_PATIENCE: Duration = Duration::from_secs(2);
 /// What hosts have ahead of quorum servers, beside the spread.
 const RESCUE_LATER: Duration = Duration::from_millis(300);
 
@@ -65,13 +67,19 @@ pub struct Situation {
     pub spread: Duration,
 }
 
+impl Situation {
+    fn votes(&self) -> bool {
+        self.voter_sets.iter().any(|set| set.contains(&self.member))
+    }
+}
+
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Wait,
     /// Nobody else has a say.
     Stand,
-    /// Ask the other voters how they stand, then [`may_stand`].
+    /// Ask the other voters how they stand, then [`may_stand`]. One that was removed while it was away hears it in this way.
     Ask,
 }
 
@@ -79,14 +87,14 @@ pub enum Step {
 #[must_use]
 pub fn step(situation: &Situation, times: &ElectionTimes) -> Step {
     let me = &situation.member;
-    let votes = situation.voter_sets.iter().any(|set| set.contains(me));
-    if situation.leading || !votes {
+    if situation.leading {
         return Step::Wait;
     }
-    if situation.voter_sets.iter().all(|set| set.len() == 1 && set.contains(me)) {
+    if !situation.voter_sets.is_empty() && situation.voter_sets.iter().all(|set| set.len() == 1 && set.contains(me)) {
         return Step::Stand;
     }
     let patience = match situation.role {
+        _ if !situation.votes() => LEARNERS_PATIENCE,
         Role::Host => times.detection,
         Role::Quorum => times.rescue,
     };
@@ -104,6 +112,9 @@ pub struct Answer {
 /// Whether, with these answers, standing would succeed and do no harm.
 #[must_use]
 pub fn may_stand(situation: &Situation, last_log: Option<LogPosition>, answers: &[Answer]) -> bool {
+    if !situation.votes() {
+        return false;
+    }
     let consents = |answer: &&Answer| answer.standing.leader.is_none() && answer.standing.last_log <= last_log;
     let mut agreed: BTreeSet<MemberId> = answers.iter().filter(consents).map(|answer| answer.member).collect();
     agreed.insert(situation.member);
@@ -154,7 +165,11 @@ mod tests {
     fn leaders_and_learners_never_stand_and_a_single_voter_at_once() {
         let times = ElectionTimes::of(Duration::from_millis(500));
         assert_eq!(step(&Situation { leading: true, ..situation(Role::Host, 9_000) }, &times), Step::Wait);
-        assert_eq!(step(&Situation { member: MemberId(9), ..situation(Role::Host, 9_000) }, &times), Step::Wait);
+        let learner = |silent_ms| Situation { member: MemberId(9), ..situation(Role::Host, silent_ms) };
+        assert_eq!(step(&learner(1_999), &times), Step::Wait);
+        assert_eq!(step(&learner(2_000), &times), Step::Ask, "whether it is still a member");
+        let nobody_leads = [1, 2, 3].map(|member| answer(member, Role::Host, None, 5));
+        assert!(!may_stand(&learner(2_000), position(5), &nobody_leads));
         let alone = Situation { voter_sets: vec![[MemberId(2)].into()], ..situation(Role::Host, 0) };
         assert_eq!(step(&alone, &times), Step::Stand);
     }

@@ -242,7 +242,16 @@ async fn a_removed_member_is_out_and_told_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_removed_while_it_was_away_learns_it_at_its_return() {
-    let mut pool = TestPool::of(&[HOST, HOST, QUORUM]).await;
+    removed_while_away(&[HOST, HOST, QUORUM]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_vote_removed_while_it_was_away_learns_it_too() {
+    removed_while_away(&[HOST, HOST]).await;
+}
+
+async fn removed_while_away(roles: &[Role]) {
+    let mut pool = TestPool::of(roles).await;
     let (master, node) = pool.master().await;
     let other = 3 - master;
     pool.kill(other).await;

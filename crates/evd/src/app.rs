@@ -1,7 +1,8 @@
 //! What all parts of the daemon share: the configuration, the machine's facts, the stores, and the membership.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ev_api::{ApiError, ErrorCode};
@@ -16,6 +17,9 @@ use crate::images::Images;
 use crate::library::Library;
 use crate::member::Member;
 
+/// After this, memory tracking that failed is tried again.
+const TRIAL_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
 /// One per process.
 pub struct App {
     pub config: Config,
@@ -25,10 +29,24 @@ pub struct App {
     pub papers: PapersFolder,
     pub qemu: Qemu,
     member: watch::Sender<Option<Arc<Member>>>,
-    /// What came of the last trial, and of which QEMU.
-    memory_tracking: tokio::sync::Mutex<Option<(Version, MemoryTracking)>>,
+    memory_tracking: tokio::sync::Mutex<Option<Trial>>,
     /// Held while the membership changes: create, join and leave come one at a time.
     pub changing: tokio::sync::Mutex<()>,
+}
+
+/// What came of the last trial of memory tracking, and of what.
+struct Trial {
+    qemu: Version,
+    library: Option<PathBuf>,
+    tracking: MemoryTracking,
+    ended: Instant,
+}
+
+impl Trial {
+    fn still_holds(&self, qemu: Version, library: Option<&Path>) -> bool {
+        let same = self.qemu == qemu && self.library.as_deref() == library;
+        same && (self.tracking == MemoryTracking::Works || self.ended.elapsed() < TRIAL_AGAIN_AFTER)
+    }
 }
 
 impl App {
@@ -86,22 +104,25 @@ impl App {
         Ok((info, self.qemu.accelerator(&self.config.qemu_user).await))
     }
 
-    /// Whether level 3 can follow guests' memory here, tried with a guest once per process and version of QEMU.
+    /// Whether level 3 can follow guests' memory here, tried with a guest once per process, version of QEMU and place of the
+    /// library; again some time after a failure, which may have been that the host was busy.
     pub async fn memory_tracking(&self, qemu: Version, accelerator: &Accelerator) -> MemoryTracking {
+        let library = ram::find_library();
         let mut known = self.memory_tracking.lock().await;
-        if let Some((_, tracking)) = known.as_ref().filter(|(of, _)| *of == qemu) {
-            return tracking.clone();
+        if let Some(trial) = known.as_ref().filter(|trial| trial.still_holds(qemu, library.as_deref())) {
+            return trial.tracking.clone();
         }
         let folder = self.config.run_dir.join("trial");
-        let (library, user) = (ram::find_library(), &self.config.qemu_user);
+        let user = &self.config.qemu_user;
         let tracking = match ram::try_tracking(&self.qemu, accelerator, user, &folder, library.as_deref()).await {
             Ok(()) => MemoryTracking::Works,
-            Err(error) => {
-                tracing::warn!(%error, "guests cannot be protected at level 3 on this host");
-                MemoryTracking::Fails(error.to_string())
-            }
+            Err(error) => MemoryTracking::Fails(error.to_string()),
         };
-        *known = Some((qemu, tracking.clone()));
+        let is_news = known.as_ref().is_none_or(|trial| trial.tracking != tracking);
+        if let (MemoryTracking::Fails(why), true) = (&tracking, is_news) {
+            tracing::warn!(%why, "guests cannot be protected at level 3 on this host");
+        }
+        *known = Some(Trial { qemu, library, tracking: tracking.clone(), ended: Instant::now() });
         tracking
     }
 
@@ -131,5 +152,26 @@ impl App {
     #[must_use]
     pub fn vm_run(&self, vm: ev_core::ids::VmId) -> PathBuf {
         self.config.run_dir.join("vms").join(vm.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_trial_holds_for_a_while_and_a_good_one_as_long_as_nothing_else_is_installed() {
+        let qemu = Version { major: 10, minor: 0, micro: 2 };
+        let (here, there) = (Path::new("/here/lib.so"), Path::new("/there/lib.so"));
+        let now = Instant::now();
+        let trial = |tracking, ended| Trial { qemu, library: Some(here.to_owned()), tracking, ended };
+        let fails = || MemoryTracking::Fails("a busy host".to_owned());
+        assert!(trial(fails(), now).still_holds(qemu, Some(here)));
+        let long_ago = now.checked_sub(TRIAL_AGAIN_AFTER).unwrap();
+        assert!(!trial(fails(), long_ago).still_holds(qemu, Some(here)));
+        let works = trial(MemoryTracking::Works, long_ago);
+        assert!(works.still_holds(qemu, Some(here)));
+        assert!(!works.still_holds(Version { minor: 1, ..qemu }, Some(here)));
+        assert!(!works.still_holds(qemu, Some(there)) && !works.still_holds(qemu, None));
     }
 }

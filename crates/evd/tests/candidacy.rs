@@ -144,4 +144,9 @@ async fn a_host_without_the_tracking_library_and_one_with_too_little_memory_are_
         levels.iter().all(|level| level.level == 3 || level.candidate).then_some(())
     })
     .await;
+
+    // Installed while the daemon runs, it is found.
+    let library = Path::new(env!("CARGO_BIN_EXE_evd")).with_file_name("libev_ramtrack.so");
+    std::fs::copy(library, folder.path().join("libev_ramtrack.so")).unwrap();
+    at_level_3(&client, |view| !has_reason(view, &["on host2"])).await;
 }

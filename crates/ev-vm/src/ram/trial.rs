@@ -31,11 +31,9 @@ const MEMORY_MIB: u32 = 32;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TrialError {
-    #[error(
-        "libev_ramtrack.so is neither beside the daemon nor in /usr/lib/evenkeel: install Evenkeel anew, then start evd again"
-    )]
+    #[error("libev_ramtrack.so is neither beside the daemon nor in /usr/lib/evenkeel: install Evenkeel anew")]
     NoLibrary,
-    #[error("no memory or folder for a trial guest: {0}; start evd again when there is some")]
+    #[error("no memory or folder for a trial guest: {0}; make some, it is tried again within minutes")]
     Room(#[source] io::Error),
     #[error("this QEMU has no machine type pc-q35: install QEMU for x86 PCs (Debian: qemu-system-x86)")]
     NoMachine,
