@@ -15,8 +15,9 @@ const BLACKOUT: Duration = Duration::from_millis(20);
 /// What most pauses may take then, by programs that are not optimised, on a machine that both hosts share with the guest: the
 /// checkpoint may be late to notice that time is over.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// A client waits for two checkpoints of hundreds of megabytes.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+/// A client waits for two checkpoints of hundreds of megabytes, or for a record without the standby if a busy machine loses it: not for
+/// one that never comes.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Pauses alone make up a tenth of the time.
 const SLOWED_PERMILLE: u64 = 250;
 const LIMIT: Duration = Duration::from_secs(120);
