@@ -114,7 +114,11 @@ impl Shared {
 
     /// The last epoch ends when all was read.
     fn end(&self) -> u32 {
-        let was_read = || self.pump.counters().held_frames + self.pump.counters().sent_frames;
+        // In this order: a frame that leaves meanwhile is not counted at all instead of twice.
+        let was_read = || {
+            let sent = self.pump.counters().sent_frames;
+            sent + self.pump.counters().held_frames
+        };
         while was_read() < u64::from(self.sent()) {
             std::thread::yield_now();
         }

@@ -48,6 +48,10 @@ impl Place {
         links.attach_uplink("br0", "up0").await.unwrap();
         let tap = Tap::create("tap0").unwrap();
         links.plug(&tap, "br0", GUEST).await.unwrap();
+        // A port takes part some time after it is up: the kernel sees to its carrier later.
+        for port in ["up0", "tap0"] {
+            until("the port", || ip(&format!("-d link show {port}")).contains(" state forwarding ")).await;
+        }
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("nic.sock");
         Self {
