@@ -4,6 +4,7 @@
 //! The owners see to that: a client's window and queue, a link's session, and an operation's buffer are kept until the
 //! completion that names them was taken; the thread waits for all of them before it ends ([`Ring::in_flight`]).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use rustix::net::SendFlags;
 
 /// Operations that fit the submission queue; more are submitted in several system calls.
 const ENTRIES: u32 = 256;
+/// The kernel that had no memory for an operation is asked again after this time, without limit: there is nothing else to do.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What an operation was for. Packed into the 64 bits that the kernel gives back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,9 @@ pub type Completion = (Tag, io::Result<u32>);
 
 pub struct Ring {
     ring: IoUring,
+    /// Operations that found no room, in order: the kernel can't take those before them at the moment. No more than the thread
+    /// begins, which has limits of its own.
+    no_room: VecDeque<squeue::Entry>,
     in_flight: usize,
     /// Something was pushed that is not to wait for what the thread does next by itself.
     urgent: bool,
@@ -110,7 +116,7 @@ impl Ring {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
             Err(error) => return Err(error),
         };
-        Ok(Self { ring, in_flight: 0, urgent: false })
+        Ok(Self { ring, no_room: VecDeque::new(), in_flight: 0, urgent: false })
     }
 
     /// Number of operations whose completion was not taken yet.
@@ -119,16 +125,22 @@ impl Ring {
     }
 
     fn push(&mut self, entry: &squeue::Entry, tag: Tag, haste: Haste) -> io::Result<()> {
-        let entry = entry.clone().user_data(tag.pack());
-        loop {
+        self.no_room.push_back(entry.clone().user_data(tag.pack()));
+        self.in_flight += 1;
+        self.urgent |= haste == Haste::Now;
+        self.fill();
+        if self.no_room.is_empty() { Ok(()) } else { self.submit() }
+    }
+
+    /// Moves what found no room to the submission queue, as far as there is some now.
+    fn fill(&mut self) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.no_room.front() {
             // SAFETY: the entry's memory and descriptors stay valid until its completion was taken; see the file's doc.
-            let pushed = unsafe { self.ring.submission().push(&entry) };
-            if pushed.is_ok() {
-                self.in_flight += 1;
-                self.urgent |= haste == Haste::Now;
-                return Ok(());
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
             }
-            self.ring.submit()?;
+            self.no_room.pop_front();
         }
     }
 
@@ -174,16 +186,21 @@ impl Ring {
         if self.urgent { self.submit() } else { Ok(()) }
     }
 
+    /// What the kernel can't take at the moment is submitted by the next wait.
     fn submit(&mut self) -> io::Result<()> {
         self.urgent = false;
-        if self.ring.submission().is_empty() {
-            return Ok(());
-        }
-        match self.ring.submit() {
-            Ok(_) => Ok(()),
-            // The next wait submits it.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
-            Err(error) => Err(error),
+        loop {
+            self.fill();
+            if self.ring.submission().is_empty() {
+                return Ok(());
+            }
+            match self.ring.submit() {
+                Ok(0) => return Ok(()),
+                Ok(_) if self.no_room.is_empty() => return Ok(()),
+                Ok(_) => {}
+                Err(error) if passes(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -204,11 +221,21 @@ impl Ring {
     /// Submits what was pushed and waits for a completion, or for `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.urgent = false;
+        if !self.no_room.is_empty() {
+            self.submit()?;
+        }
+        let timeout = if self.no_room.is_empty() { timeout } else { SHORTAGE_PAUSE };
         let timeout = types::Timespec::from(timeout);
         let arguments = types::SubmitArgs::new().timespec(&timeout);
         match self.ring.submitter().submit_with_args(1, &arguments) {
             Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
+            Err(error) if passes(&error) => {
+                if error.raw_os_error() == Some(libc::EAGAIN) {
+                    std::thread::sleep(SHORTAGE_PAUSE);
+                }
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -225,7 +252,98 @@ impl Ring {
     }
 }
 
+/// Whether the kernel only can't take operations now: a signal, completions that are to be taken first, or a shortage of memory.
+fn passes(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
 /// The kernel takes lengths of 32 bits; what is longer goes in parts anyway.
 fn clamp(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    const NOT_NOW: [i32; 3] = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
+    const SOME_TIME: Duration = Duration::from_secs(10);
+
+    /// Runs the test on a thread for which the kernel fails to submit while it is to wait for so many completions.
+    fn while_kernel_refuses(to_wait_for: u32, error: i32, test: impl FnOnce(Ring) + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            let ring = Ring::new().unwrap();
+            refuse(to_wait_for, u32::try_from(error).unwrap());
+            test(ring);
+        });
+        thread.join().unwrap();
+    }
+
+    /// For as long as this thread lives.
+    fn refuse(to_wait_for: u32, error: u32) {
+        let step = |code: u32, jump_unless: u8, k: u32| libc::sock_filter {
+            code: u16::try_from(code).unwrap(),
+            jt: 0,
+            jf: jump_unless,
+            k,
+        };
+        let (load, unless) = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+        let number = std::mem::offset_of!(libc::seccomp_data, nr);
+        let third = std::mem::offset_of!(libc::seccomp_data, args) + 2 * size_of::<u64>();
+        let mut steps = [
+            step(load, 0, u32::try_from(number).unwrap()),
+            step(unless, 3, u32::try_from(libc::SYS_io_uring_enter).unwrap()),
+            step(load, 0, u32::try_from(third).unwrap()),
+            step(unless, 1, to_wait_for),
+            step(libc::BPF_RET, 0, libc::SECCOMP_RET_ERRNO | error),
+            step(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: u16::try_from(steps.len()).unwrap(), filter: steps.as_mut_ptr() };
+        // SAFETY: plain numbers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+        // SAFETY: the filter and its steps live across the call, which copies them.
+        let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+
+    #[test]
+    fn more_than_the_queue_takes_waits_for_a_kernel_that_takes_none_now() {
+        for error in NOT_NOW {
+            while_kernel_refuses(0, error, |mut ring| {
+                let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+                let numbers = 0..ENTRIES + 44;
+                for number in numbers.clone() {
+                    ring.poll(ready.as_raw_fd(), Tag::Local(number)).unwrap();
+                }
+                let (mut came, deadline) = (Vec::new(), Instant::now() + SOME_TIME);
+                while ring.in_flight() > 0 {
+                    assert!(Instant::now() < deadline, "{} are still under way", ring.in_flight());
+                    ring.wait(SOME_TIME).unwrap();
+                    ring.completions(&mut came);
+                }
+                assert!(came.iter().map(|(tag, _)| *tag).eq(numbers.map(Tag::Local)), "all of them, in order");
+            });
+        }
+    }
+
+    #[test]
+    fn a_wait_that_the_kernel_does_not_take_now_is_over_and_loses_nothing() {
+        for error in NOT_NOW {
+            while_kernel_refuses(1, error, |mut ring| {
+                let ready = eventfd(1, EventfdFlags::CLOEXEC).unwrap();
+                ring.poll(ready.as_raw_fd(), Tag::Wake).unwrap();
+                ring.wait(SOME_TIME).unwrap();
+                let mut came = Vec::new();
+                ring.completions(&mut came);
+                assert!(came.is_empty());
+                ring.look_out(SOME_TIME).unwrap();
+                ring.completions(&mut came);
+                assert!(matches!(came[..], [(Tag::Wake, Ok(_))]), "{came:?}");
+            });
+        }
+    }
 }
