@@ -30,7 +30,8 @@ pub struct DiskSpec {
     pub nbd_socket: Option<PathBuf>,
     /// Most bytes per second that a copy looks at or moves; `None`: as fast as it goes.
     pub copy_rate_limit: Option<u64>,
-    /// How long the partner may be silent before a record without it is asked for.
+    /// How long the partner may be silent before a record without it is asked for. A link that is silent for seven tenths of it is given
+    /// up, and another one asked for.
     pub partner_timeout: Duration,
 }
 

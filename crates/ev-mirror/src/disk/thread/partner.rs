@@ -19,8 +19,8 @@ use crate::link::session::{Session, SessionError};
 
 /// After this time without a word to the partner a keep-alive is sent.
 const KEEP_ALIVE: Duration = Duration::from_millis(100);
-/// A link on which nothing came for this long is given up, so that another path is tried before the partner timeout.
-pub const LINK_SILENCE: Duration = Duration::from_millis(700);
+/// For so long the partner is still sent why its link is over.
+const PARTING_TIME_MAX: Duration = Duration::from_millis(700);
 /// A link that is wanted and not there is asked for this often.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -38,6 +38,11 @@ pub struct Link {
     spoken: Instant,
     /// When the partner last took something of what is queued, and how often it had by then.
     taken: (Instant, u64),
+}
+
+/// A link on which nothing came for this long is given up, so that another path is tried before the partner timeout.
+fn link_silence_max(partner_timeout: Duration) -> Duration {
+    partner_timeout * 7 / 10
 }
 
 /// How sending went.
@@ -202,7 +207,7 @@ impl Thread {
     /// Sends the last words of links that are over, for a while.
     fn pump_parting(&mut self) -> io::Result<()> {
         for link in self.old_links.iter_mut().filter(|link| link.parting) {
-            if link.spoken.elapsed() >= LINK_SILENCE {
+            if link.spoken.elapsed() >= PARTING_TIME_MAX {
                 link.shut();
             } else if !link.sending {
                 let socket = link.socket.as_raw_fd();
@@ -324,7 +329,7 @@ impl Thread {
         self.excuse_silence();
         self.give_up_stuck_link();
         let Some(link) = &self.link else { return self.ask_for_link() };
-        if link.heard.elapsed() >= LINK_SILENCE {
+        if link.heard.elapsed() >= link_silence_max(self.spec.partner_timeout) {
             tracing::info!(disk = %self.spec.disk, "the link to the partner is silent; another path is tried");
             self.drop_link();
         } else if link.spoken.elapsed() >= KEEP_ALIVE {
@@ -353,5 +358,19 @@ fn data_op(message: &Message) -> Option<OpId> {
         | Message::HashRequest { .. }
         | Message::Hashes { .. }
         | Message::CopyEnd { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_path_is_tried_before_any_partner_timeout_and_not_before_the_partner_was_to_speak() {
+        for (partner_timeout_ms, silence_ms) in [(200, 140), (500, 350), (1_000, 700), (30_000, 21_000)] {
+            let silence = link_silence_max(Duration::from_millis(partner_timeout_ms));
+            assert_eq!(silence, Duration::from_millis(silence_ms));
+            assert!(silence < Duration::from_millis(partner_timeout_ms) && silence > KEEP_ALIVE);
+        }
     }
 }
