@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
 
 use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::Generation;
@@ -14,7 +13,7 @@ use ev_mirror::metadata::REGION_BYTES_DEFAULT;
 use ev_mirror::{DiskEvent, MarkError};
 
 use crate::client::Client;
-use crate::pair::{A, B, Pair};
+use crate::pair::{A, B, Pair, WAIT_TIMEOUT};
 use crate::pattern;
 
 const SIZE_BYTES: u64 = 64 << 20;
@@ -23,7 +22,11 @@ type Peer = rustls::StreamOwned<rustls::ServerConnection, TcpStream>;
 
 /// `A` serves the disk, and its partner is not there.
 fn alone() -> Pair {
-    let mut pair = Pair::new(SIZE_BYTES);
+    serve_alone(Pair::new(SIZE_BYTES))
+}
+
+/// The same, of a new disk.
+fn serve_alone(mut pair: Pair) -> Pair {
     pair.a.open();
     pair.commit();
     pair.until_confirmed();
@@ -102,7 +105,9 @@ fn rubbish_ends_the_link_and_nothing_else() {
 
 #[test]
 fn a_peer_that_stops_in_the_middle_or_says_nothing_is_left() {
-    let mut pair = alone();
+    let mut pair = Pair::new(SIZE_BYTES);
+    pair.shorten_timeout();
+    let mut pair = serve_alone(pair);
     let good = bytes_of(&hello(&pair));
     for length in [0, 1, 31, 32, good.len() - 1, good.len()] {
         let mut peer = pair.connect_by_hand();
@@ -170,7 +175,7 @@ fn a_partner_of_before_epochs_is_mirrored_to_and_not_written_ahead_of() {
     send(&mut peer, &bytes_of(&before));
     pair.until_event("the link", |event| matches!(event, DiskEvent::LinkUp { .. }));
     let mark = pair.a.disk().mark_epoch(Session(1), Epoch::FIRST).unwrap();
-    assert_eq!(mark.wait(Duration::from_secs(5)), Err(MarkError::PartnerTooOld));
+    assert_eq!(mark.wait(WAIT_TIMEOUT), Err(MarkError::PartnerTooOld));
     drop(peer);
     goes_on(pair);
 }

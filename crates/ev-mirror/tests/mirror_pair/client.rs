@@ -10,6 +10,10 @@ const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
 /// How long the socket may take to appear.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often is looked for it.
+const CONNECT_PAUSE: Duration = Duration::from_millis(5);
+/// How long a reply may take, unless a test says otherwise: one that never comes is to end the test, and not to hang it.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Client {
     stream: UnixStream,
@@ -24,9 +28,10 @@ impl Client {
             match UnixStream::connect(socket) {
                 Ok(stream) => break stream,
                 Err(error) if Instant::now() > deadline => panic!("connecting to {}: {error}", socket.display()),
-                Err(_) => std::thread::yield_now(),
+                Err(_) => std::thread::sleep(CONNECT_PAUSE),
             }
         };
+        stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).unwrap();
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
@@ -37,9 +42,9 @@ impl Client {
         Self { stream, cookie: 0 }
     }
 
-    /// Fails with an I/O error when no reply comes within the time.
+    /// A reply fails with an I/O error when it does not come within the time. `None`: the usual time.
     pub fn set_timeout(&self, timeout: Option<Duration>) {
-        self.stream.set_read_timeout(timeout).unwrap();
+        self.stream.set_read_timeout(timeout.or(Some(REPLY_TIMEOUT))).unwrap();
     }
 
     fn request(&mut self, command: u16, offset: u64, length: u32, data: &[u8]) {

@@ -7,14 +7,13 @@ use ev_core::report::ReplicaState;
 use ev_mirror::{DiskEvent, DiskRole, MarkError};
 
 use super::client::Client;
-use super::pair::{A, B, Pair};
+use super::pair::{A, B, Pair, WAIT_TIMEOUT};
 use super::{MIB, SIZE_BYTES, pattern};
 
 const SESSION: Session = Session(77);
-const MARK_TIME_MAX: Duration = Duration::from_secs(5);
 
 fn mark(pair: &Pair, epoch: u64) -> Result<(), MarkError> {
-    pair.a.disk().mark_epoch(SESSION, Epoch(epoch)).unwrap().wait(MARK_TIME_MAX)
+    pair.a.disk().mark_epoch(SESSION, Epoch(epoch)).unwrap().wait(WAIT_TIMEOUT)
 }
 
 /// Waits until all of the epoch is on the standby; whether the guest flushed in it.
@@ -133,13 +132,13 @@ fn a_standby_takes_over_from_what_was_decided_and_its_client_stays_connected() {
 
 #[test]
 fn a_disk_that_is_not_in_step_does_not_write_ahead() {
-    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut pair = Pair::in_step_with_short_timeout(SIZE_BYTES);
     assert!(matches!(mark(&pair, 2), Err(MarkError::OutOfOrder)), "a session begins with its first epoch");
     pair.cut();
     pair.until_good(&[A]);
     assert!(matches!(mark(&pair, 1), Err(MarkError::NotInStep)));
     assert!(matches!(
-        pair.b.disk().mark_epoch(SESSION, Epoch(1)).unwrap().wait(MARK_TIME_MAX),
+        pair.b.disk().mark_epoch(SESSION, Epoch(1)).unwrap().wait(WAIT_TIMEOUT),
         Err(MarkError::NotInStep)
     ));
 }

@@ -45,7 +45,7 @@ fn what_is_acknowledged_is_on_both() {
 
 #[test]
 fn a_cut_link_holds_acknowledgements_until_the_record_and_a_return_copies_the_difference() {
-    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut pair = Pair::in_step_with_short_timeout(SIZE_BYTES);
     let mut client = Client::connect(&pair.a.socket());
     client.write(0, &pattern(1, 4096));
     client.flush();
@@ -177,7 +177,7 @@ fn blank_storage_on_the_active_side_is_filled_from_the_partner_while_the_guest_g
 
 #[test]
 fn the_state_before_an_interrupted_copy_can_be_had_back() {
-    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut pair = Pair::in_step_with_short_timeout(SIZE_BYTES);
     let mut client = Client::connect(&pair.a.socket());
     for at in 0..64 {
         client.write(at * MIB, &pattern(1, 64 << 10));

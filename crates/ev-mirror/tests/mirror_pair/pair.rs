@@ -1,26 +1,33 @@
 //! Two disks that are each other's partner, links over the loopback with TLS, and a pool that commits every record
 //! that is asked for, when the test lets it.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use ev_core::checkpoint::{Epoch, Session};
 use ev_core::ids::{DiskId, Generation, HostId, MemberId, PoolId, VmId};
 use ev_core::report::DiskReport;
-use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial, LinkStream, LinkTls};
+use ev_mirror::{Disk, DiskEvent, DiskRole, DiskSpec, Gate, Initial, LinkStream, LinkTls, MarkError};
 use ev_wire::identity::{self, Identity, Peer, PoolAuthority, Role};
 use uuid::Uuid;
 
 pub const A: HostId = MemberId(1);
 pub const B: HostId = MemberId(2);
 /// How long anything that is waited for may take.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-const PARTNER_TIMEOUT: Duration = Duration::from_millis(500);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any side is kept from its thread, by a busy processor or by storage that is slow to flush.
+const PARTNER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a test that waits until the partner is given up.
+const PARTNER_TIMEOUT_SHORT: Duration = Duration::from_secs(2);
 /// How often is looked whether a flush is over, while events are waited for.
 const EVENT_PAUSE: Duration = Duration::from_millis(10);
+/// How often a report is looked at.
+const REPORT_PAUSE: Duration = Duration::from_millis(5);
 
 /// One host's side.
 pub struct Side {
@@ -28,6 +35,8 @@ pub struct Side {
     papers: Identity,
     pub disk: Option<Disk>,
     events: Option<Receiver<DiskEvent>>,
+    /// Events that were taken from the channel and not looked at yet.
+    taken: RefCell<VecDeque<DiskEvent>>,
     /// Open, unless the test closes it.
     pub gate: Arc<Gate>,
     /// What the channel of events holds from the next opening on.
@@ -67,13 +76,14 @@ impl Side {
         };
         let gate = Arc::new(Gate::new());
         gate.open_always();
-        Self { spec, papers, disk: None, events: None, gate, events_max: 64 }
+        Self { spec, papers, disk: None, events: None, taken: RefCell::default(), gate, events_max: 64 }
     }
 
     pub fn open(&mut self) {
         let (sender, events) = sync_channel(self.events_max);
         self.disk = Some(Disk::open(self.spec.clone(), Arc::clone(&self.gate), sender).unwrap());
         self.events = Some(events);
+        self.taken.take();
     }
 
     pub fn disk(&self) -> &Disk {
@@ -93,14 +103,30 @@ impl Side {
     /// Takes its events until one is as wanted.
     pub fn until_event(&self, what: &str, wanted: impl Fn(&DiskEvent) -> bool) -> DiskEvent {
         let deadline = Instant::now() + WAIT_TIMEOUT;
-        let events = self.events.as_ref().expect("the disk is open");
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let event = events.recv_timeout(left).unwrap_or_else(|_| panic!("{what} in time"));
+            let event = self.next_event(left).unwrap_or_else(|| panic!("{what} did not come"));
             if wanted(&event) {
                 return event;
             }
         }
+    }
+
+    /// `None` when none comes in time.
+    fn next_event(&self, time: Duration) -> Option<DiskEvent> {
+        let taken = self.taken.borrow_mut().pop_front();
+        taken.or_else(|| self.events.as_ref().expect("the disk is open").recv_timeout(time).ok())
+    }
+
+    /// Leaves out that a link was wanted before `disk`, which is this side's, had the one that it was just given. Should that one be lost
+    /// already, it asks again.
+    fn leave_out_old_wishes_for_a_link(&self, disk: &Disk) {
+        // It obeys in order, so that it has the link when it refuses this.
+        let no_mark = disk.mark_epoch(Session(0), Epoch(0)).unwrap().wait(WAIT_TIMEOUT);
+        assert!(matches!(no_mark, Err(MarkError::OutOfOrder | MarkError::NotInStep)), "{no_mark:?}");
+        let events = self.events.as_ref().expect("the disk is open");
+        let others = events.try_iter().filter(|event| !matches!(event, DiskEvent::LinkDown { .. }));
+        self.taken.borrow_mut().extend(others);
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -138,6 +164,20 @@ impl Pair {
         pair
     }
 
+    /// As [`Pair::in_step`], and a partner that is silent or cut off is given up soon.
+    pub fn in_step_with_short_timeout(size_bytes: u64) -> Self {
+        let mut pair = Self::new(size_bytes);
+        pair.shorten_timeout();
+        pair.into_step()
+    }
+
+    /// For disks that are not open yet.
+    pub fn shorten_timeout(&mut self) {
+        for side in [&mut self.a, &mut self.b] {
+            side.spec.partner_timeout = PARTNER_TIMEOUT_SHORT;
+        }
+    }
+
     /// Tells both sides the record.
     pub fn commit(&mut self) {
         let role = DiskRole::Coordinator { partner: Some(B), good: self.good.clone() };
@@ -161,6 +201,7 @@ impl Pair {
         self.link = Some([to_a.try_clone().unwrap(), to_b.try_clone().unwrap()]);
         a.link(LinkStream { socket: to_b, tls: LinkTls::Client(Box::new(client)), peer: B }).unwrap();
         self.b.disk().link(LinkStream { socket: to_a, tls: LinkTls::Server(Box::new(server)), peer: A }).unwrap();
+        self.a.leave_out_old_wishes_for_a_link(a);
     }
 
     /// Gives `A` a link whose other end, with `B`'s papers, is the test's.
@@ -216,8 +257,7 @@ impl Pair {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         while !wanted(self) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let events = self.a.events.as_ref().expect("the disk on A is open");
-            let event = events.recv_timeout(left).expect("the disk asks for the record in time");
+            let event = self.a.next_event(left).expect("the disk asks for the record in time");
             eprintln!("{event:?}");
             match event {
                 DiskEvent::ReplicaLost { host, seen, .. } if seen == self.generation => self.good.remove(&host),
@@ -244,15 +284,7 @@ impl Pair {
 
     /// Takes `A`'s events until one is as wanted.
     pub fn until_event(&self, what: &str, wanted: impl Fn(&DiskEvent) -> bool) -> DiskEvent {
-        let deadline = Instant::now() + WAIT_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let events = self.a.events.as_ref().expect("the disk on A is open");
-            let event = events.recv_timeout(left).unwrap_or_else(|_| panic!("{what} did not come"));
-            if wanted(&event) {
-                return event;
-            }
-        }
+        self.a.until_event(what, wanted)
     }
 
     /// Looks at `A`'s report until it is as wanted.
@@ -264,7 +296,7 @@ impl Pair {
                 return report;
             }
             assert!(Instant::now() < deadline, "{what} did not come: {report:?}");
-            std::thread::yield_now();
+            std::thread::sleep(REPORT_PAUSE);
         }
     }
 
@@ -272,11 +304,10 @@ impl Pair {
     /// machine was busy for so long that a side was not heard.
     fn flush(&mut self) {
         let disk = self.a.disk.take().unwrap();
-        let events = self.a.events.take().expect("the disk on A is open");
         std::thread::scope(|scope| {
             let flushed = scope.spawn(|| disk.flush());
             while !flushed.is_finished() {
-                if let Ok(DiskEvent::LinkDown { .. }) = events.recv_timeout(EVENT_PAUSE)
+                if let Some(DiskEvent::LinkDown { .. }) = self.a.next_event(EVENT_PAUSE)
                     && self.link.is_some()
                 {
                     self.connect_to(&disk);
@@ -285,7 +316,6 @@ impl Pair {
             flushed.join().expect("it does not panic").unwrap();
         });
         self.a.disk = Some(disk);
-        self.a.events = Some(events);
     }
 
     /// Flushes and closes both, and checks that the replicas are the same.

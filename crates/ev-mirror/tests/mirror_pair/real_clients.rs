@@ -79,7 +79,7 @@ fn an_image_that_qemu_img_brings_is_on_both_and_comes_back() {
 
 #[test]
 fn fio_verifies_deep_in_the_queue_while_the_partner_goes_and_comes_back() {
-    let mut pair = Pair::in_step(SIZE_BYTES);
+    let mut pair = Pair::in_step_with_short_timeout(SIZE_BYTES);
     let uri = format!("--uri={}", uri(&pair));
     let fio = std::thread::spawn(move || {
         run(
