@@ -119,7 +119,9 @@ impl Disk {
     }
 
     /// Flushes both replicas and clears the write-intent log; fails when the record's good replicas were not all flushed, and at once
-    /// while the guest is answered ahead of the partner: first [`Disk::end_ahead`], and a record without it. To be called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`. Blocks.
+    /// while the guest is answered ahead of the partner: first [`Disk::end_ahead`], and a record without it. Should the link be lost
+    /// after the partner has flushed and before this host has, the log stays, and what it names is compared at the next start although
+    /// it is the same. To be called on the coordinator after the guest has ended, before `AuthorityChange::Ended { clean: true }`. Blocks.
     pub fn flush(&self) -> Result<(), CloseError> {
         let (done, answer): (_, Receiver<bool>) = sync_channel(1);
         self.send(Command::Flush(done))?;

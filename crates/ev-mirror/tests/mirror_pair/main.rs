@@ -16,7 +16,7 @@ use ev_core::mirror::{Health, History};
 use ev_core::report::{DiskReport, ReplicaState};
 use ev_mirror::metadata::{MetadataFile, Superblock};
 use ev_mirror::undo::{self, UndoIdentity, UndoPaths};
-use ev_mirror::{Disk, DiskSpec, Initial, Reverted};
+use ev_mirror::{Disk, DiskRole, DiskSpec, Initial, Reverted};
 use pair::{A, B, Pair};
 
 const SIZE_BYTES: u64 = 256 << 20;
@@ -218,9 +218,42 @@ fn the_state_before_an_interrupted_copy_can_be_had_back() {
     assert!(pair.b.bytes() == before);
 }
 
-fn superblock_of(spec: &DiskSpec) -> Superblock {
+fn metadata_of(spec: &DiskSpec) -> MetadataFile {
     let identity = (spec.pool, spec.vm, spec.disk, spec.host);
-    *MetadataFile::open(&spec.metadata, identity, spec.size_bytes).unwrap().0.superblock()
+    MetadataFile::open(&spec.metadata, identity, spec.size_bytes).unwrap().0
+}
+
+fn superblock_of(spec: &DiskSpec) -> Superblock {
+    *metadata_of(spec).superblock()
+}
+
+/// What the write-intent log names is compared at the next start.
+#[test]
+fn an_end_that_is_clean_leaves_nothing_to_compare_although_the_partner_goes_then() {
+    for moment_ms in (0..24).step_by(4) {
+        let mut pair = Pair::in_step(SIZE_BYTES);
+        let mut client = Client::connect(&pair.a.socket());
+        client.write(20 * MIB, &pattern(1, 4096));
+        // Both have it, as after QEMU's own flush at its end.
+        client.flush();
+        let disk = pair.a.disk.take().unwrap();
+        let ended = std::thread::scope(|scope| {
+            let ended = scope.spawn(|| disk.flush());
+            std::thread::sleep(Duration::from_millis(moment_ms));
+            pair.cut();
+            // If it began without the partner it waits for a record, which does not come here.
+            let deadline = Instant::now() + Duration::from_millis(500);
+            while !ended.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            disk.role(pair.generation, DiskRole::Idle, false).unwrap();
+            ended.join().unwrap()
+        });
+        drop(disk);
+        let named = metadata_of(&pair.a.spec).load_maps().write_intent.iter().any(|word| *word != 0);
+        eprintln!("{moment_ms} ms: {ended:?}, regions are named: {named}");
+        assert!(ended.is_err() || !named, "cut after {moment_ms} ms");
+    }
 }
 
 fn has_ended(report: &DiskReport) -> bool {

@@ -325,8 +325,13 @@ impl Thread {
                     self.held.push_back((client, reply, verdict));
                 }
             }
+            Origin::Control(done) if matches!(verdict, Verdict::Done) => {
+                // At once: a partner that goes now has flushed, and later the log would have to name what it may lack.
+                self.coordinate(Input::Tidy);
+                self.tidying.push(done);
+            }
             Origin::Control(done) => {
-                let _ = done.try_send(matches!(verdict, Verdict::Done));
+                let _ = done.try_send(false);
             }
             Origin::Engine => {}
         }

@@ -142,7 +142,6 @@ pub struct Thread {
     asked_for_link: Option<Instant>,
     /// Flushes that wait for the log to be tidy as well.
     tidying: Vec<SyncSender<bool>>,
-    flush_results: Vec<(Receiver<bool>, SyncSender<bool>)>,
     /// Marks that the engine has not answered yet.
     marking: VecDeque<Marking>,
     /// The guest that this process takes up may have been answered ahead of the partner.
@@ -208,7 +207,6 @@ impl Thread {
             old_links: Vec::new(),
             asked_for_link: None,
             tidying: Vec::new(),
-            flush_results: Vec::new(),
             marking: VecDeque::new(),
             was_ahead: false,
             kept_events: VecDeque::new(),
@@ -323,9 +321,7 @@ impl Thread {
                 let _ = done.try_send(false);
             }
             Command::Flush(done) => {
-                let (result, receiver) = std::sync::mpsc::sync_channel(1);
-                self.flush_results.push((receiver, done));
-                self.control_flush(result);
+                self.control_flush(done);
             }
             Command::End => self.end(),
             Command::MarkEpoch { session, epoch, marked } => self.mark_epoch(session, epoch, marked),
@@ -544,16 +540,6 @@ impl Thread {
 
     /// A flush for the AM is done when the write-intent log is clean on disk as well.
     fn tick_flushes(&mut self) {
-        let pending = std::mem::take(&mut self.flush_results);
-        for (receiver, done) in pending {
-            match receiver.try_recv() {
-                Ok(true) => self.tidying.push(done),
-                Ok(false) | Err(TryRecvError::Disconnected) => {
-                    let _ = done.try_send(false);
-                }
-                Err(TryRecvError::Empty) => self.flush_results.push((receiver, done)),
-            }
-        }
         if self.tidying.is_empty() {
             return;
         }
