@@ -121,8 +121,8 @@ pub struct Event {
 pub enum Stopped {
     /// The processors stand still, and no disk request is in flight.
     Drained,
-    /// The processors stand still; QEMU still waits for disk requests in flight (their server withholds the answers)
-    /// and does nothing else until they are answered.
+    /// The processors stand still; QEMU still waits for disk requests in flight, or for its own flush (the server
+    /// withholds the answers), and does nothing else until they are answered.
     WaitingForDisks,
     /// QEMU has the command and says nothing. QEMU 9 and newer stop the processors, then wait for disk requests in
     /// flight, and only then tell; so that is most likely what it does. What follows the command (`cont`) is carried
@@ -279,9 +279,11 @@ impl Qmp {
 
     /// Stops the guest's processors. Returns as soon as they are known to stand still, and soon in any case.
     ///
-    /// QEMU stops the processors first, then waits for its disks, and answers only after that. A disk server that
+    /// QEMU stops the processors first, then waits for its disks: for requests in flight, and for a flush that it sends
+    /// each disk's server then, whether anything was written or not. It answers only after that. A disk server that
     /// withholds its answers (an AM without lease) therefore delays the answer, not the stop. QEMU before version 9
-    /// tells of the stop by an event before it waits; newer ones wait first.
+    /// tells of the stop by an event before it waits for anything; newer ones wait for requests in flight first, and
+    /// tell before they flush.
     ///
     /// # Errors
     /// As [`Self::execute`].
@@ -381,7 +383,7 @@ impl Qmp {
     }
 }
 
-/// How long [`Qmp::stop`] waits for disk requests in flight once the processors stand still, before it returns
+/// How long [`Qmp::stop`] waits for disks once the processors are known to stand still, before it returns
 /// [`Stopped::WaitingForDisks`].
 pub const DRAIN_TIME_MAX: Duration = Duration::from_millis(100);
 
