@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use ev_vm::checkpoint::{Capture, Checkpoint};
 use ev_vm::{Guest, Qemu};
-use support::tracked::{Ending, machines, nothing_else, tiny, until_said};
-use support::{Folders, tcg};
+use support::tracked::{machines, nothing_else, tiny, until_said};
+use support::{Ending, Folders, tcg};
 
 const EPOCH: Duration = Duration::from_millis(50);
 fn threads() -> usize {

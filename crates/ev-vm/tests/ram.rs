@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use ev_vm::ram::{PAGE_BYTES, PageNumber, PartlyDone, RamTracker, Staging, TrackError, Writes, try_tracking};
 use ev_vm::{Accelerator, Guest, Qemu, Qmp, StartState};
 use serde_json::json;
-use support::tracked::{Ending, Image, library, machines, running_tiny, said, tiny, tracked, until_said};
-use support::{DISK_BYTES, DiskServer, Folders, PATIENCE, USER, assemble, tcg, until};
+use support::tracked::{Image, library, machines, running_tiny, said, tiny, tracked, until_said};
+use support::{DISK_BYTES, DiskServer, Ending, Folders, PATIENCE, USER, assemble, tcg, until};
 use tokio::time::{sleep, timeout};
 
 /// Looks at the whole memory, each after some passes while the guest ran on.

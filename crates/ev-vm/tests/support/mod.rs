@@ -12,7 +12,7 @@ use std::time::Duration;
 use ev_core::ids::MacAddress;
 use ev_core::vm::Firmware;
 use ev_vm::accelerator::WhyNotKvm;
-use ev_vm::{Accelerator, BootSource, GuestPaths, GuestSpec, Qemu, StartState};
+use ev_vm::{Accelerator, BootSource, Guest, GuestPaths, GuestSpec, Qemu, StartState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -183,6 +183,33 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Ends the guest when a test fails, so that no QEMU is left behind.
+pub struct Ending(pub Guest);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+impl std::ops::Deref for Ending {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.0
+    }
+}
+
+/// A guest after it has said `sign` on its serial port. It runs only once the port has a client: QEMU drops what is said before.
+pub async fn heard(qemu: &Qemu, mut spec: GuestSpec, sign: &str) -> (Ending, Serial) {
+    spec.start = StartState::Stopped;
+    let guest = Ending(Guest::start(qemu, &tcg(), &spec).await.unwrap());
+    let mut serial = Serial::connect(&spec.paths).await;
+    guest.qmp().await.unwrap().cont().await.unwrap();
+    serial.expect(sign).await;
+    (guest, serial)
 }
 
 /// The guest's serial port.

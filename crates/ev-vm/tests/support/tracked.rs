@@ -12,7 +12,7 @@ use ev_vm::ram::{
 use ev_vm::{BootSource, Guest, GuestSpec, Memory, Qemu};
 use tokio::time::sleep;
 
-use super::{Folders, PATIENCE, qemus, tcg};
+use super::{Ending, Folders, PATIENCE, qemus, tcg};
 
 fn target() -> PathBuf {
     // The test program lies in target/debug/deps.
@@ -84,23 +84,6 @@ pub fn round(said: &str, thread: usize) -> u64 {
     let start = format!("EVENKEEL-GUEST memory {thread} round ");
     let rounds = said.lines().filter_map(|line| line.strip_prefix(&start)?.split(' ').next()?.parse().ok());
     rounds.max().unwrap_or_default()
-}
-
-/// Ends the guest when a test fails, so that no QEMU is left behind.
-pub struct Ending(pub Guest);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-    }
-}
-
-impl std::ops::Deref for Ending {
-    type Target = Guest;
-
-    fn deref(&self) -> &Guest {
-        &self.0
-    }
 }
 
 /// All pages of a memory that hold data, to `each`.
