@@ -5,18 +5,23 @@ mod support;
 use std::time::Duration;
 
 use ev_core::authority::AuthorityChange;
-use ev_core::report::{EndCause, GuestState};
+use ev_core::report::{AmReport, EndCause, GuestState};
 use ev_core::vm::{Desired, Level};
 use ev_wire::am::{AmAnswer, AmCall};
 use rustix::process::Signal;
 use support::pool::{Answers, ONE, Pool, TWO};
-use support::{Host, running, signal, until, until_guest};
+use support::{Host, PATIENCE, running, signal, until, until_guest};
+use tokio::time::{Instant, sleep};
 
 /// One host with a running guest at level 1, so that it needs a lease. The other host exists only on paper.
 async fn running_guest() -> (Pool, Host) {
+    running_guest_with_lease(1_000).await
+}
+
+async fn running_guest_with_lease(lease_ms: u64) -> (Pool, Host) {
     let pool = Pool::start(0).await;
     pool.change_settings(|settings| {
-        settings.lease_ms = 1_000;
+        settings.lease_ms = lease_ms;
         settings.report_interval_ms = 200;
         settings.grace_ms = 2_000;
     });
@@ -29,20 +34,37 @@ async fn running_guest() -> (Pool, Host) {
     (pool, host)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_am_is_replaced_and_the_guest_goes_on() {
-    let (pool, mut host) = running_guest().await;
-    let (since, qemu) = (pool.since(), host.qemu_pid().unwrap());
-    host.kill_am();
-    host.start_am();
-    until("the new AM to take it up", || host.log().contains("taking up the guest")).await;
+/// What the AM says once it says that the guest runs.
+async fn running_again(host: &Host) -> AmReport {
     until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok())
         .await;
-    let report = host.status().await;
-    assert!(running(&report.guest) && report.accelerator.is_some(), "{report:?}");
-    let log = host.log();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let report = host.status().await;
+        if running(&report.guest) {
+            return report;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for the guest to go on: {report:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_am_is_replaced_and_the_guest_goes_on() {
+    // A new AM waits at least so long for its lease before it pauses the guest that it takes up.
+    const FIRST_LEASE_WAIT: Duration = Duration::from_millis(500);
+    let (pool, mut host) = running_guest_with_lease(10_000).await;
+    let (since, qemu) = (pool.since(), host.qemu_pid().unwrap());
+    host.kill_am();
+    let (began, log_before) = (Instant::now(), host.log().len());
+    host.start_am();
+    until("the new AM to take it up", || host.log().contains("taking up the guest")).await;
+    let report = running_again(&host).await;
+    assert!(report.accelerator.is_some(), "{report:?}");
+    let paused = host.log()[log_before..].contains("the guest is paused");
+    let in_time = began.elapsed() < FIRST_LEASE_WAIT;
     assert_eq!((pool.since(), host.qemu_pid()), (since, Some(qemu)), "the guest was not touched");
-    assert!(!log.contains("the guest is paused"), "its lease came before it had to be paused");
+    assert!(!(paused && in_time), "its lease came before it had to be paused");
     // And what comes after works under the new one too.
     pool.desire(Desired::ForceOff);
     until("the guest's end", || pool.since().is_none()).await;
@@ -60,14 +82,11 @@ async fn sigterm_leaves_the_guest_running() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_am_whose_log_lies_on_a_full_disk_goes_on() {
-    let (pool, mut host) = running_guest().await;
+    let (pool, mut host) = running_guest_with_lease(10_000).await;
     let (since, qemu) = (pool.since(), host.qemu_pid());
     host.kill_am();
     host.start_am_logging_to(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
-    until("the new AM to answer", || std::os::unix::net::UnixStream::connect(host.file("../run/am.sock")).is_ok())
-        .await;
-    let report = host.status().await;
-    assert!(running(&report.guest), "{report:?}");
+    running_again(&host).await;
     assert!(!host.am_has_ended());
     assert_eq!((pool.since(), host.qemu_pid()), (since, qemu));
     pool.desire(Desired::ForceOff);

@@ -39,6 +39,8 @@ impl Pair {
     /// A VM with an imported disk on host 1, then placed on both, and both replicas good; not started.
     async fn protected() -> Self {
         let pool = Pool::start(1).await;
+        // Long enough that no partner counts as lost that only had to wait for a processor.
+        pool.change_settings(|settings| settings.partner_timeout_ms = 10_000);
         let (mut one, two) = (Host::new(&pool, ONE), Host::new(&pool, TWO));
         one.import_boot_disk();
         one.configure(&pool, &[]);

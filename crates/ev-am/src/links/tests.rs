@@ -5,7 +5,7 @@ use std::time::Duration;
 use ev_core::ids::{MemberId, PoolId};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -71,15 +71,29 @@ struct Pair {
     paths: Vec<Path>,
     dialler: (Links, mpsc::Receiver<LinkNotice>),
     accepter: (Links, mpsc::Receiver<LinkNotice>),
+    _reserved: [Reserved; 2],
 }
 
-async fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+/// Keeps an address from being given to anyone who asks for just a free port. Whoever names it can listen there.
+struct Reserved(TcpSocket);
+
+impl Reserved {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
 }
 
 async fn pair(dialler_partner: u64) -> Pair {
     let authority = create_authority(POOL).unwrap();
-    let listen = vec![free_address().await, free_address().await];
+    let reserved = [Reserved::new(), Reserved::new()];
+    let listen: Vec<_> = reserved.iter().map(Reserved::address).collect();
     let mut paths = Vec::new();
     for target in &listen {
         paths.push(Path::to(*target).await);
@@ -99,7 +113,7 @@ async fn pair(dialler_partner: u64) -> Pair {
     };
     let accepter = start(spec(2, 1, listen, vec![]), Side::Accepts);
     let dialler = start(spec(1, dialler_partner, vec![], dial), Side::Dials);
-    Pair { paths, dialler, accepter }
+    Pair { paths, dialler, accepter, _reserved: reserved }
 }
 
 async fn next_stream(notices: &mut mpsc::Receiver<LinkNotice>) -> Stream {
@@ -126,8 +140,33 @@ async fn until_heard(notices: &mut mpsc::Receiver<LinkNotice>, wanted: bool) {
     timeout(PATIENCE, next).await.expect("news of the partner in time");
 }
 
-async fn both_streams(pair: &mut Pair) -> (Stream, Stream) {
-    tokio::join!(next_stream(&mut pair.dialler.1), next_stream(&mut pair.accepter.1))
+impl Pair {
+    async fn streams(&mut self) -> (Stream, Stream) {
+        working_streams(&mut self.dialler, &mut self.accepter).await
+    }
+}
+
+/// The ends of one stream. Of what was dialled some is given up by one side alone, and dead. A disk would say so; here this
+/// does, until a stream works.
+async fn working_streams(
+    dialler: &mut (Links, mpsc::Receiver<LinkNotice>),
+    accepter: &mut (Links, mpsc::Receiver<LinkNotice>),
+) -> (Stream, Stream) {
+    let connected = async {
+        loop {
+            let mut one = next_stream(&mut dialler.1).await;
+            let _ = one.write_all(b"x").await.and(one.flush().await);
+            while let Ok(Some(notice)) = timeout(Duration::from_millis(300), accepter.1.recv()).await {
+                let LinkNotice::Stream { channel: Channel::Disk(_), stream: mut other } = notice else { continue };
+                let mut byte = [0];
+                if let Ok(Ok(_)) = timeout(Duration::from_millis(300), other.read_exact(&mut byte)).await {
+                    return (one, *other);
+                }
+            }
+            dialler.0.stream_down(Channel::Disk(DISK));
+        }
+    };
+    timeout(PATIENCE, connected).await.expect("a stream that works")
 }
 
 async fn assert_connected(one: &mut Stream, other: &mut Stream) {
@@ -141,7 +180,7 @@ async fn assert_connected(one: &mut Stream, other: &mut Stream) {
 #[tokio::test]
 async fn a_disk_gets_its_stream_and_addresses_are_told() {
     let mut pair = pair(2).await;
-    let (mut one, mut other) = both_streams(&mut pair).await;
+    let (mut one, mut other) = pair.streams().await;
     assert_connected(&mut one, &mut other).await;
     let address: IpAddr = "192.0.2.9".parse().unwrap();
     pair.dialler.0.learned(1, vec![address]);
@@ -158,27 +197,23 @@ async fn a_disk_gets_its_stream_and_addresses_are_told() {
 #[tokio::test]
 async fn a_silent_path_is_left_for_the_next_and_the_old_stream_breaks() {
     let mut pair = pair(2).await;
-    let (mut one, mut other) = both_streams(&mut pair).await;
-    assert_connected(&mut one, &mut other).await;
-    // Which path the first stream went over depends on which answered first; silence both in turn.
+    let (mut one, mut other) = pair.streams().await;
+    // Which path the stream goes over depends on which answered first; silence both in turn.
     pair.paths[0].open.send_replace(false);
-    pair.paths[1].open.send_replace(true);
-    if timeout(Duration::from_secs(1), one.read_u8()).await.is_ok() {
-        let (mut one, mut other) = both_streams(&mut pair).await;
-        assert_connected(&mut one, &mut other).await;
-        return;
+    let _ = other.write_all(b"y").await.and(other.flush().await);
+    if timeout(PATIENCE, one.read_u8()).await.expect("the stream goes on or breaks").is_ok() {
+        pair.paths[0].open.send_replace(true);
+        pair.paths[1].open.send_replace(false);
+        assert!(timeout(PATIENCE, one.read_u8()).await.expect("the stream breaks in time").is_err());
     }
-    pair.paths[0].open.send_replace(true);
-    pair.paths[1].open.send_replace(false);
-    assert!(timeout(PATIENCE, one.read_u8()).await.expect("the stream breaks in time").is_err());
-    let (mut one, mut other) = both_streams(&mut pair).await;
+    let (mut one, mut other) = pair.streams().await;
     assert_connected(&mut one, &mut other).await;
 }
 
 #[tokio::test]
 async fn silence_on_all_paths_is_told_on_both_sides_and_so_is_its_end() {
     let mut pair = pair(2).await;
-    let _streams = both_streams(&mut pair).await;
+    let _streams = pair.streams().await;
     for path in &pair.paths {
         path.open.send_replace(false);
     }
@@ -188,23 +223,7 @@ async fn silence_on_all_paths_is_told_on_both_sides_and_so_is_its_end() {
         path.open.send_replace(true);
     }
     until_heard(&mut pair.dialler.1, true).await;
-    // Of what was begun while the paths were cut some comes through late and is dead. A disk would say so; here the test
-    // does, until a stream works.
-    let connected = async {
-        loop {
-            let mut one = next_stream(&mut pair.dialler.1).await;
-            let _ = one.write_all(b"x").await.and(one.flush().await);
-            while let Ok(Some(notice)) = timeout(Duration::from_millis(300), pair.accepter.1.recv()).await {
-                let LinkNotice::Stream { channel: Channel::Disk(_), stream: mut other } = notice else { continue };
-                let mut byte = [0];
-                if let Ok(Ok(_)) = timeout(Duration::from_millis(300), other.read_exact(&mut byte)).await {
-                    return;
-                }
-            }
-            pair.dialler.0.stream_down(Channel::Disk(DISK));
-        }
-    };
-    timeout(PATIENCE, connected).await.expect("a stream that works");
+    pair.streams().await;
 }
 
 #[tokio::test]
@@ -217,7 +236,8 @@ async fn another_host_of_the_pool_is_not_the_partner() {
 #[tokio::test]
 async fn roles_change_places() {
     let authority = create_authority(POOL).unwrap();
-    let addresses = [free_address().await, free_address().await];
+    let reserved = [Reserved::new(), Reserved::new()];
+    let addresses = [reserved[0].address(), reserved[1].address()];
     let start = |host, partner, own: usize, other: usize, side| {
         let spec = LinksSpec {
             tls: tls(&authority, host),
@@ -232,11 +252,11 @@ async fn roles_change_places() {
     };
     let mut first = start(1, 2, 0, 1, Side::Dials);
     let mut second = start(2, 1, 1, 0, Side::Accepts);
-    let (mut one, _other) = tokio::join!(next_stream(&mut first.1), next_stream(&mut second.1));
+    let (mut one, _other) = working_streams(&mut first, &mut second).await;
     // For a moment both dial: neither takes the other's links, and nothing worse happens.
     second.0.set_side(Side::Dials);
     first.0.set_side(Side::Accepts);
     assert!(timeout(PATIENCE, one.read_u8()).await.expect("the old stream breaks").is_err());
-    let (mut one, mut other) = tokio::join!(next_stream(&mut first.1), next_stream(&mut second.1));
+    let (mut one, mut other) = working_streams(&mut second, &mut first).await;
     assert_connected(&mut one, &mut other).await;
 }

@@ -5,7 +5,7 @@
 pub mod path;
 pub mod pool;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use ev_vm::{Guest, GuestPaths};
 use ev_wire::am::{AmAnswer, AmCall, AmConfig, MemberEndpoint, Times, Turns};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use pool::{ONE, POOL, Pool, TWO, VM};
@@ -30,12 +30,16 @@ pub struct Host {
     folder: PathBuf,
     pub id: HostId,
     pub link: SocketAddr,
+    _link_reserved: TcpSocket,
     am: Option<Child>,
 }
 
-/// An address that is free now.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Keeps an address from being given to anyone who asks for just a free port. Whoever names it can listen there.
+fn reserved_address() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket
 }
 
 impl Host {
@@ -46,7 +50,9 @@ impl Host {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         pool.write_identity(id, &folder);
-        Self { _root: root, folder, id, link: free_address(), am: None }
+        let reserved = reserved_address();
+        let link = reserved.local_addr().unwrap();
+        Self { _root: root, folder, id, link, _link_reserved: reserved, am: None }
     }
 
     pub fn paths(&self) -> GuestPaths {
