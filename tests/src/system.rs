@@ -50,7 +50,6 @@ pub struct SystemView {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Level3View {
     pub state: serde_json::Value,
-    pub pause_median_us: u64,
     pub pause_p99_us: u64,
     pub stood_still_permille: u64,
     pub epoch_us: u64,

@@ -14,8 +14,7 @@ const TRY_PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(3
 
 /// Brings apt's lists up to date. `options` go to apt.
 pub fn update_lists(options: &[String]) -> Result<()> {
-    // Without the option, apt calls it a success when it got none of them.
-    let update = || quiet(Command::new("apt-get").args(options).args(["update", "--quiet", "--error-on=any"]));
+    let update = || quiet(Command::new("apt-get").args(options).args(["update", "--quiet"]));
     with_patience(update).context("bringing the package lists up to date")?;
     Ok(())
 }

@@ -424,7 +424,7 @@ async fn a_guest_with_nothing_to_do_is_seen_to_rest_and_a_busy_one_is_not() {
         let of_busy = rested(&busy, machine, &qemu, "ev.memory=8", "memory 1 round").await;
         let of_idle = rested(&idle, machine, &qemu, "", "ready").await;
         // A busy one sleeps too while it waits for QEMU's main thread.
-        assert!(of_busy < LOOKS / 3 && of_idle > LOOKS * 2 / 3, "{machine}: {of_busy} and {of_idle} of {LOOKS}");
+        assert!(of_busy < LOOKS / 10 && of_idle > LOOKS * 2 / 3, "{machine}: {of_busy} and {of_idle} of {LOOKS}");
     }
 }
 

@@ -12,12 +12,11 @@ const WATCHED: Duration = Duration::from_secs(15);
 /// A guest must not stand still for longer.
 const STANDSTILL_MAX: Duration = Duration::from_secs(1);
 const BLACKOUT: Duration = Duration::from_millis(20);
-/// What most pauses may take then, by programs that are not optimised, on a machine that both hosts share with the guest: the
-/// checkpoint may be late to notice that time is over.
-const PAUSE_MAX: Duration = Duration::from_millis(100);
-/// A client waits for two checkpoints of hundreds of megabytes, or for a record without the standby if a busy machine loses it: not for
-/// one that never comes.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// What a pause may take then, by programs that are not optimised, on a machine that both hosts share with the guest: it may be late to
+/// notice that time is over.
+const PAUSE_MAX: Duration = Duration::from_millis(150);
+/// A client waits for two checkpoints of hundreds of megabytes.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Pauses alone make up a tenth of the time.
 const SLOWED_PERMILLE: u64 = 250;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -48,16 +47,25 @@ fn a_guest_that_writes_faster_than_its_pages_are_copied_stands_still_for_hardly_
     let stream = Stream::start(&lab, TinyImage::ADDRESS);
     system.goes_on(&stream);
     system.pool.ok("h1", &["pvm-protect", system.vm, "--level", "3", "--wait"]);
-    system.protected("h1");
-    stream.take_longest_gap();
-    let mut pauses = Vec::new();
-    watched(&system, &stream, |level3| {
-        pauses.push(Duration::from_micros(level3.pause_median_us));
-        true
-    });
+    let (mut pauses, start) = (Vec::new(), Instant::now());
+    let silence = loop {
+        let before = system.protected("h1");
+        stream.take_longest_gap();
+        pauses.clear();
+        watched(&system, &stream, |level3| {
+            pauses.push(Duration::from_micros(level3.pause_p99_us));
+            true
+        });
+        let silence = stream.take_longest_gap();
+        // A client waits for another record, too, if a busy machine loses the standby meanwhile: then it is watched anew.
+        if system.protected("h1").generation == before.generation {
+            break silence;
+        }
+        assert!(start.elapsed() < LIMIT, "the standby is lost again and again");
+    };
     pauses.sort_unstable();
+    // One look in two at least: some seconds have few pauses, in which this machine itself may stand still.
     assert!(pauses[pauses.len() / 2] < PAUSE_MAX, "{pauses:?}");
-    let silence = stream.take_longest_gap();
     assert!(silence < SILENCE_MAX, "its answers were held back for {silence:?}");
     system.kill_active(&stream, "h1");
     system.unnoticed(stream, &["h1", "h2"]);
