@@ -5,12 +5,16 @@ use std::time::Duration;
 use ev_core::ids::{MemberId, PoolId};
 use ev_wire::identity::{Identity, Peer, PoolAuthority, Role, create_authority, new_key_and_request, sign_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::*;
+use reserved::Reserved;
+
+#[path = "../../tests/support/reserved.rs"]
+mod reserved;
 
 const POOL: PoolId = PoolId(Uuid::from_u128(0xa0));
 const VM: VmId = VmId(Uuid::from_u128(0xb0));
@@ -72,22 +76,6 @@ struct Pair {
     dialler: (Links, mpsc::Receiver<LinkNotice>),
     accepter: (Links, mpsc::Receiver<LinkNotice>),
     _reserved: [Reserved; 2],
-}
-
-/// Keeps an address from being given to anyone who asks for just a free port. Whoever names it can listen there.
-struct Reserved(TcpSocket);
-
-impl Reserved {
-    fn new() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Self(socket)
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
-    }
 }
 
 async fn pair(dialler_partner: u64) -> Pair {

@@ -4,6 +4,7 @@
 
 pub mod path;
 pub mod pool;
+mod reserved;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,10 +17,11 @@ use ev_vm::{Guest, GuestPaths};
 use ev_wire::am::{AmAnswer, AmCall, AmConfig, MemberEndpoint, Times, Turns};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use pool::{ONE, POOL, Pool, TWO, VM};
+use reserved::Reserved;
 
 /// Nothing that a test waits for takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,16 +32,8 @@ pub struct Host {
     folder: PathBuf,
     pub id: HostId,
     pub link: SocketAddr,
-    _link_reserved: TcpSocket,
+    _link_reserved: Reserved,
     am: Option<Child>,
-}
-
-/// Keeps an address from being given to anyone who asks for just a free port. Whoever names it can listen there.
-fn reserved_address() -> TcpSocket {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    socket
 }
 
 impl Host {
@@ -50,8 +44,8 @@ impl Host {
             std::fs::create_dir(folder.join(name)).unwrap();
         }
         pool.write_identity(id, &folder);
-        let reserved = reserved_address();
-        let link = reserved.local_addr().unwrap();
+        let reserved = Reserved::new();
+        let link = reserved.address();
         Self { _root: root, folder, id, link, _link_reserved: reserved, am: None }
     }
 
